@@ -1,0 +1,179 @@
+"""What came in to `sample`: checked, and brought into one form."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from langevin_ppl.base import Array, PRNGKey
+from langevin_ppl.export import PARAMETERS_GROUP, POSITION_GROUP, safe_name
+from langevin_ppl.kernels import Kernel
+from langevin_ppl.kernels.kernel import check_positive
+from langevin_ppl.preconditioners import Preconditioner
+from langevin_ppl.targets import DensityTarget, ModelTarget
+from langevin_ppl.tree import Layout, variable_names
+from langevin_ppl.warmup import parameters_of, takes_a_density, traits
+
+__all__ = [
+    "check_counts",
+    "check_groups",
+    "check_key",
+    "check_parameters",
+    "check_target",
+    "earlier_parameters",
+    "earlier_positions",
+]
+
+GROUPS = (
+    "log_likelihood",
+    "posterior_predictive",
+    "prior",
+    "unconstrained_posterior",
+    "warmup_posterior",
+)
+"""Groups that a DataTree has on request."""
+
+NEED_A_MODEL = {"log_likelihood", "posterior_predictive", "prior"}
+
+
+def check_key(rng_key: Any) -> PRNGKey:
+    """Accept one key, typed or legacy."""
+    if isinstance(rng_key, jax.Array | np.ndarray):
+        if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
+            return rng_key  # pyright: ignore[reportReturnType]
+        if rng_key.dtype == jnp.uint32 and rng_key.ndim == 1:
+            return jax.random.wrap_key_data(jnp.asarray(rng_key))
+    raise TypeError(
+        f"rng_key: expected one key such as jax.random.key(0), got {type(rng_key).__name__}"
+        + (f" of shape {rng_key.shape}." if hasattr(rng_key, "shape") else ".")
+    )
+
+
+def check_target(target: Any) -> None:
+    """Refuse what is not a target."""
+    if isinstance(target, ModelTarget | DensityTarget):
+        return
+    hint = " For a NumPyro model, pass langevin_ppl.target(model, *args, **kwargs)."
+    raise TypeError(
+        f"target: expected what langevin_ppl.target or langevin_ppl.density made, got "
+        f"{type(target).__name__}." + (hint if callable(target) else "")
+    )
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuse what is not an integer of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}.")
+
+
+def check_parameters(
+    kernel: Any, given: dict[str, Any], per_chain: set[str], layout: Layout
+) -> dict[str, Any]:
+    """Refuse a kernel or a keyword that is not known; check shapes."""
+    if not (callable(kernel) and hasattr(kernel, "init") and hasattr(kernel, "build_kernel")):
+        raise TypeError(
+            f"kernel: expected a kernel such as langevin_ppl.mala or blackjax.nuts, got {kernel!r}."
+        )
+    if not takes_a_density(kernel):
+        raise TypeError(
+            f"kernel: {traits(kernel).name} does not sample a log density: it takes something "
+            "else (a likelihood apart from a Gaussian prior, a gradient estimator, a sequence of "
+            "targets). Use it through blackjax with target.logdensity_fn."
+        )
+    known = set(parameters_of(kernel))
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise TypeError(
+            f"sample: unknown keyword {', '.join(unknown)}. Parameters of {traits(kernel).name} "
+            f"are {', '.join(sorted(known))}."
+        )
+    if per_chain and isinstance(kernel, Kernel):
+        raise ValueError(
+            f"parameters: the earlier run tuned every chain by itself, and {kernel} takes one "
+            "value for all chains; pass a dict."
+        )
+    if "step_size" in given and not isinstance(kernel, Kernel):
+        check_positive(traits(kernel).name, "step_size", given["step_size"])
+    matrix = given.get("inverse_mass_matrix")
+    if matrix is not None and isinstance(kernel, Kernel) and not isinstance(matrix, Preconditioner):
+        shape, d = jnp.shape(matrix), layout.dimension
+        if shape not in ((), (d,), (d, d)):
+            raise ValueError(
+                f"inverse_mass_matrix: expected a scalar, shape ({d},) or ({d}, {d}) for a target "
+                f"of {d} dimensions, got {shape}."
+            )
+    return given
+
+
+def earlier_parameters(parameters: Any, num_chains: int) -> tuple[dict[str, Any], set[str]]:
+    """Tuned parameters of a DataTree, or a dict as it is, and the names with a chain axis."""
+    if parameters is None:
+        return {}, set()
+    if isinstance(parameters, xr.DataTree) and PARAMETERS_GROUP in parameters.children:
+        data = parameters[PARAMETERS_GROUP].to_dataset()
+        if data.sizes.get("chain", num_chains) != num_chains:
+            raise ValueError(
+                f"parameters: the earlier run tuned each of its {data.sizes['chain']} chains by "
+                f"itself, and num_chains is {num_chains}; pass that number, or a dict."
+            )
+        per_chain = {str(name) for name, value in data.items() if "chain" in value.dims}
+        return {str(name): jnp.asarray(value.values) for name, value in data.items()}, per_chain
+    if isinstance(parameters, Mapping) and not isinstance(parameters, xr.DataTree):
+        return dict(parameters), set()
+    raise TypeError(
+        "parameters: expected a dict, or the DataTree of an earlier run of langevin_ppl.sample, "
+        f"got {type(parameters).__name__}."
+    )
+
+
+def earlier_positions(initial: Any, layout: Layout, num_chains: int) -> Array | None:
+    """Flat positions ``[chain, dimension]`` of a DataTree or a pytree."""
+    if initial is None:
+        return None
+    shapes = [(num_chains, *shape) for shape, _ in layout.leaves]
+    names = variable_names(jax.tree.unflatten(layout.treedef, list(range(len(shapes)))))
+    if isinstance(initial, xr.DataTree):
+        if POSITION_GROUP not in initial.children:
+            raise TypeError("initial: this DataTree does not come from langevin_ppl.sample.")
+        data = initial[POSITION_GROUP].data_vars
+        if {safe_name(name) for name in names} != set(data):
+            raise ValueError(
+                f"initial: the earlier run has the variables {', '.join(map(str, data))}, this "
+                f"target {', '.join(names)}."
+            )
+        leaves = [jnp.asarray(data[safe_name(name)].values) for name in names]
+        initial = jax.tree.unflatten(layout.treedef, leaves)
+    expected = dict(zip(names, shapes, strict=True))
+    got = {
+        name: jnp.shape(leaf)
+        for name, leaf in zip(variable_names(initial), jax.tree.leaves(initial), strict=True)
+    }
+    if jax.tree.structure(initial) != layout.treedef or got != expected:
+        raise ValueError(
+            "initial: expected unconstrained positions with a leading axis of num_chains, "
+            f"{expected}, got {got}."
+        )
+    return _ravel_rows(initial, layout)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _ravel_rows(position: Any, layout: Layout) -> Array:
+    return jax.vmap(layout.ravel)(position)
+
+
+def check_groups(groups: Any, target: Any, num_warmup: int) -> None:
+    """Refuse a group that is not known, or that this run cannot give."""
+    if isinstance(groups, str) or set(groups) - set(GROUPS):
+        raise ValueError(f"groups: expected a list of {', '.join(GROUPS)}; got {groups!r}.")
+    asked = NEED_A_MODEL & set(groups)
+    if asked and not isinstance(target, ModelTarget):
+        raise ValueError(
+            f"groups: {', '.join(sorted(asked))} needs a model, and this target is a density."
+        )
+    if "warmup_posterior" in groups and num_warmup == 0:
+        raise ValueError("groups: warmup_posterior needs a warm-up, and num_warmup is 0.")

@@ -1,0 +1,163 @@
+"""The contracts of the library, on one page.
+
+Conventions, said once
+----------------------
+Density
+    ``logdensity_fn(position)`` is the log density of the target up to a constant: a *sum* over
+    the whole data set, on unconstrained space, Jacobian of the transforms included. Gradients
+    are gradients of this log density (they point uphill).
+Step size
+    ``step_size`` is the ``h`` of the Euler-Maruyama scheme
+    ``x' = x + h C grad log p(x) + sqrt(2 h T) L xi`` with ``C = L L^T`` the
+    ``inverse_mass_matrix``, ``T`` the temperature and ``xi`` standard normal. It has the units
+    of a squared position divided by those of ``C``.
+Frame
+    A kernel with an inverse mass matrix is exactly the plain kernel in the whitened coordinates
+    ``z = L^{-1} x``. Tamings act there.
+Randomness
+    A step is a ``draw`` followed by a deterministic ``transition``. ``draw`` reads only shapes,
+    constants fixed by warm-up and the step counter of the state.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+import jax
+from blackjax.base import SamplingAlgorithm
+from jax.typing import ArrayLike
+
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "DivergenceWarning",
+    "Draws",
+    "Estimate",
+    "GradientEstimator",
+    "LogDensity",
+    "PRNGKey",
+    "Position",
+    "Randomness",
+    "SamplingAlgorithm",
+    "Target",
+]
+
+type Array = jax.Array
+type PRNGKey = jax.Array
+"""A typed key, as ``jax.random.key`` makes it."""
+type Position = Any
+"""A pytree of floating-point arrays; for a NumPyro model, a dict of unconstrained sites."""
+type LogDensity = Callable[[Position], Array]
+
+DIVERGENCE_THRESHOLD = 1000.0
+"""Energy error of a Metropolis proposal above which a step counts as divergent (as in Stan)."""
+
+
+class Randomness(NamedTuple):
+    """All that is random in one step.
+
+    Attributes
+    ----------
+    noise
+        Gaussian noise (and the log uniform of a Metropolis test) in the kernel's own layout.
+    batch
+        What the gradient estimator drew, ``()`` for a deterministic one.
+    """
+
+    noise: Any
+    batch: Any
+
+
+class Estimate(NamedTuple):
+    """A log density and its gradient, exact or estimated.
+
+    Attributes
+    ----------
+    logdensity
+        Scalar.
+    gradient
+        Same structure as the position.
+    """
+
+    logdensity: Array
+    gradient: Position
+
+
+class GradientEstimator(NamedTuple):
+    """From how much data a kernel sees the gradient.
+
+    Attributes
+    ----------
+    init
+        ``init(position) -> memory``: the estimator's own state (``()`` if it has none).
+    draw
+        ``draw(rng_key, step) -> batch``, or None for a deterministic estimator. It sees the step
+        counter and nothing else of the state, so that batches can be drawn ahead and shared.
+    estimate
+        ``estimate(batch, position, memory) -> (Estimate, memory)``.
+    exact
+        Whether the estimate is the log density itself, which a Metropolis test needs.
+    """
+
+    init: Callable[[Position], Any]
+    draw: Callable[[PRNGKey, Array], Any] | None
+    estimate: Callable[[Any, Position, Any], tuple[Estimate, Any]]
+    exact: bool
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What is sampled: a pytree whose array leaves are the data.
+
+    Made by ``langevin_ppl.target`` and ``langevin_ppl.density``.
+    """
+
+    @property
+    def logdensity_fn(self) -> LogDensity:
+        """Log density on unconstrained space; a pytree itself, so it may cross ``jit``."""
+        ...
+
+    @property
+    def prototype(self) -> Position:
+        """Shapes and dtypes of one position (``jax.ShapeDtypeStruct`` leaves)."""
+        ...
+
+    def init_position(self, rng_key: PRNGKey) -> Position:
+        """One starting position with a finite log density and gradient."""
+        ...
+
+    def constrain(self, position: Position) -> dict[str, Array]:
+        """Named variables of one position: constrained sites and deterministics."""
+        ...
+
+    def gradient(self, estimator: Callable[[Self], GradientEstimator]) -> GradientEstimator:
+        """Apply ``estimator`` to this target."""
+        ...
+
+    def replace(self, **options: Any) -> Self:
+        """Return a copy with other options."""
+        ...
+
+
+class Draws(NamedTuple):
+    """What a run leaves.
+
+    Attributes
+    ----------
+    positions
+        Flat unconstrained positions, shape ``[chain, draw, dimension]``, on the host.
+    stats
+        Per-draw statistics of the kernel, each of shape ``[chain, draw]``, on the host.
+    final_state
+        The kernel's state after the last step, leading axis ``chain``.
+    complete
+        False where the run was interrupted; then there are fewer draws than asked for.
+    """
+
+    positions: Any
+    stats: Mapping[str, Any]
+    final_state: Any
+    complete: bool
+
+
+class DivergenceWarning(UserWarning):
+    """A chain left the finite numbers, or a Metropolis proposal was far off."""

@@ -1,0 +1,219 @@
+"""Draws and their target as an ArviZ DataTree: the only import of ArviZ."""
+
+import json
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from arviz_base import from_dict
+
+import langevin_ppl
+from langevin_ppl.base import Draws, PRNGKey
+from langevin_ppl.targets import ModelTarget
+from langevin_ppl.tree import Layout, variable_names
+
+__all__ = [
+    "LIBRARY",
+    "PARAMETERS_GROUP",
+    "POSITION_GROUP",
+    "collect_groups",
+    "safe_name",
+    "to_datatree",
+]
+
+PARAMETERS_GROUP = "sampler_parameters"
+POSITION_GROUP = "sampler_position"
+
+LIBRARY = {
+    "inference_library": "langevin_ppl",
+    "inference_library_version": langevin_ppl.__version__,
+}
+
+
+def collect_groups(
+    rng_key: PRNGKey,
+    target: Any,
+    draws: Draws,
+    warmup: Draws | None,
+    groups: Sequence[str],
+    step_size: Any,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Compute the groups of a DataTree.
+
+    Parameters
+    ----------
+    rng_key
+        Key of predictions.
+    target
+        The target.
+    draws, warmup
+        Draws of the run, and of its warm-up if they were kept.
+    groups
+        Names of the groups that are not always there.
+    step_size
+        Scalar, or one value for each chain; None for a kernel without one.
+
+    Returns
+    -------
+    dict
+        Groups of variables; draws are ``[chain, draw, ...]``. ``last_position`` holds the
+        unconstrained end of every chain.
+    """
+    layout = Layout.of(target.prototype)
+    unconstrained, posterior = _variables(target, layout, draws.positions)
+    stats = dict(draws.stats)
+    if step_size is not None:
+        column = np.asarray(step_size).reshape(-1, 1)
+        stats["step_size"] = np.broadcast_to(column, stats["diverging"].shape)
+    out: dict[str, Mapping[str, Any]] = {"posterior": posterior, "sample_stats": stats}
+    if "unconstrained_posterior" in groups:
+        out["unconstrained_posterior"] = unconstrained
+    if "warmup_posterior" in groups and warmup is not None:
+        out["warmup_posterior"] = _variables(target, layout, warmup.positions)[1]
+        out["warmup_sample_stats"] = warmup.stats
+    if isinstance(target, ModelTarget):
+        out |= _model_groups(rng_key, target, posterior, groups, draws.positions.shape[1])
+    out["last_position"] = {name: value[:, -1] for name, value in unconstrained.items()}
+    return {
+        group: {safe_name(name): value for name, value in jax.device_get(dict(variables)).items()}
+        for group, variables in out.items()
+    }
+
+
+def _variables(
+    target: Any, layout: Layout, positions: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Unconstrained and constrained variables of flat draws, ``[chain, draw, ...]``."""
+    leaves, start = [], 0
+    for shape, dtype in layout.leaves:
+        size = int(np.prod(shape))
+        block = positions[..., start : start + size]
+        leaves.append(block.reshape(*block.shape[:2], *shape).astype(dtype))
+        start += size
+    position = jax.tree.unflatten(layout.treedef, leaves)
+    unconstrained = dict(zip(variable_names(position), leaves, strict=True))
+    if isinstance(target, ModelTarget):
+        return unconstrained, target.constrain(position, batch_ndims=2)
+    return unconstrained, unconstrained
+
+
+def _model_groups(
+    rng_key: PRNGKey,
+    target: ModelTarget,
+    posterior: Mapping[str, Any],
+    groups: Sequence[str],
+    num_samples: int,
+) -> dict[str, Mapping[str, Any]]:
+    """Compute the groups that only a model can give."""
+    out: dict[str, Mapping[str, Any]] = {
+        "observed_data": target.observed_data,
+        "constant_data": target.constant_data,
+    }
+    key_posterior, key_prior = jax.random.split(rng_key)
+    if "log_likelihood" in groups:
+        out["log_likelihood"] = target.log_likelihood(posterior)
+    if "posterior_predictive" in groups:
+        out["posterior_predictive"] = target.predict(key_posterior, posterior)
+    if "prior" in groups:
+        draws = target.predict_prior(key_prior, num_samples)
+        observed = set(target.structure.observed)
+        out["prior"] = {k: v for k, v in draws.items() if k not in observed}
+        out["prior_predictive"] = {k: v for k, v in draws.items() if k in observed}
+    return out
+
+
+def safe_name(name: str) -> str:
+    """Name of a variable: ``chain`` and ``draw`` are names of ArviZ's own dimensions."""
+    return f"{name}_site" if name in ("chain", "draw") else name
+
+
+def to_datatree(
+    groups: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    dims: Mapping[str, list[str]],
+    coords: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    parameters: Mapping[str, np.ndarray],
+    per_chain: Set[str] = frozenset(),
+) -> xr.DataTree:
+    """Assemble a DataTree.
+
+    Parameters
+    ----------
+    groups
+        From `collect_groups`.
+    dims, coords
+        Names of dimensions, and their coordinate values.
+    attributes
+        Facts about the run: strings, numbers, or what JSON can hold.
+    parameters
+        Tuned parameters of the kernel, for a later run.
+    per_chain
+        Names of those that have a leading axis ``chain``.
+
+    Raises
+    ------
+    ValueError
+        If ``dims`` or ``coords`` do not fit the shape of a variable.
+    """
+    data = {name: dict(variables) for name, variables in groups.items() if variables}
+    last_position = data.pop("last_position")
+    shown = {name for variables in data.values() for name in variables}
+    used = {safe_name(name): list(names) for name, names in dims.items()}
+    used = {name: names for name, names in used.items() if name in shown}
+    _check(data, used, coords)
+    plain = {name: _plain(value) for name, value in attributes.items()}
+    tree = from_dict(
+        data,
+        dims=used,
+        coords={name: np.asarray(values) for name, values in coords.items()},
+        save_warmup=True,
+        attrs={"/": plain, **dict.fromkeys(data, LIBRARY), "posterior": plain},
+        check_conventions=False,
+    )
+    tree[PARAMETERS_GROUP] = xr.DataTree(_dataset(parameters, per_chain))
+    tree[POSITION_GROUP] = xr.DataTree(_dataset(last_position, set(last_position)))
+    return tree
+
+
+def _check(
+    data: Mapping[str, Mapping[str, np.ndarray]],
+    dims: Mapping[str, list[str]],
+    coords: Mapping[str, Any],
+) -> None:
+    """Say which name or length is wrong, where xarray would say that something is."""
+    for group, variables in data.items():
+        own = 0 if group.endswith("_data") else 2
+        for name, value in variables.items():
+            shape = value.shape[own:]
+            names = dims.get(name, [])
+            if len(names) > len(shape):
+                raise ValueError(
+                    f"dims of '{name}': expected at most {len(shape)} names for shape {shape}, "
+                    f"got {names}."
+                )
+            for label, size in zip(names, shape, strict=False):
+                if label in coords and len(coords[label]) != size:
+                    raise ValueError(
+                        f"coords of '{label}': expected {size} values, because '{name}' has that "
+                        f"length, got {len(coords[label])}."
+                    )
+
+
+def _plain(value: Any) -> str | int | float:
+    """Turn a value into what netCDF and zarr accept: a string, a number, or JSON."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str | int | float):
+        return value
+    return json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else repr(v))
+
+
+def _dataset(variables: Mapping[str, np.ndarray], per_chain: Set[str]) -> xr.Dataset:
+    def labels(name: str, ndim: int) -> list[str]:
+        leading = ["chain"] if name in per_chain else []
+        return leading + [f"{name}_dim_{i}" for i in range(ndim - len(leading))]
+
+    return xr.Dataset({n: (labels(n, v.ndim), np.asarray(v)) for n, v in variables.items()})

@@ -1,0 +1,43 @@
+"""The exact gradient, from all the data."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from langevin_ppl.base import Estimate, GradientEstimator, LogDensity, Position, Target
+
+__all__ = ["as_estimator", "exact"]
+
+
+def as_estimator(logdensity_fn: LogDensity | GradientEstimator) -> GradientEstimator:
+    """Wrap a log density as the exact estimator; an estimator is returned as it is."""
+    if isinstance(logdensity_fn, GradientEstimator):
+        return logdensity_fn
+    if not callable(logdensity_fn):
+        raise TypeError(
+            "Expected a log density (a function of the position) or a gradient estimator, got "
+            f"{type(logdensity_fn).__name__}. For a target, pass target.logdensity_fn."
+        )
+
+    def estimate(batch: Any, position: Position, memory: Any) -> tuple[Estimate, Any]:
+        return Estimate(*jax.value_and_grad(logdensity_fn)(position)), memory
+
+    return GradientEstimator(init=lambda position: (), draw=None, estimate=estimate, exact=True)
+
+
+def exact() -> Callable[[Target], GradientEstimator]:
+    """Exact gradient of a target: the default of every kernel.
+
+    Returns
+    -------
+    A function from a target to its estimator.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, langevin_ppl as lp
+    >>> target = lp.density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
+    >>> target.gradient(lp.exact()).exact
+    True
+    """
+    return lambda target: as_estimator(target.logdensity_fn)

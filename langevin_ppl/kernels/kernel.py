@@ -1,0 +1,302 @@
+"""What every kernel is: an object like BlackJAX's, built from one ``transition``."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from langevin_ppl.base import (
+    Array,
+    GradientEstimator,
+    LogDensity,
+    Position,
+    PRNGKey,
+    Randomness,
+    SamplingAlgorithm,
+)
+from langevin_ppl.gradients import as_estimator
+from langevin_ppl.preconditioners import Preconditioner, preconditioner
+from langevin_ppl.tree import ravel
+
+__all__ = ["Kernel", "KernelInfo", "KernelState", "draw_noise", "kernel"]
+
+
+class KernelState(NamedTuple):
+    """State of an overdamped chain.
+
+    Attributes
+    ----------
+    position
+        Pytree of arrays.
+    logdensity
+        Log density (or its estimate) at the position, scalar.
+    logdensity_grad
+        Its gradient, same structure as the position.
+    step
+        Number of steps made, int32 scalar.
+    memory
+        The gradient estimator's own state.
+    """
+
+    position: Position
+    logdensity: Array
+    logdensity_grad: Position
+    step: Array
+    memory: Any
+
+
+class KernelInfo(NamedTuple):
+    """What one step reports. A field that a kernel cannot know is None, never invented.
+
+    Attributes
+    ----------
+    is_divergent
+        Unadjusted kernels: the position or gradient is not finite, which is absorbing.
+        Adjusted kernels: the proposal was not finite or its energy error exceeded 1000.
+    logdensity
+        Log density, or its estimate, at the new position.
+    grad_norm
+        Euclidean norm of the gradient at the new position.
+    taming_loss
+        Tamed kernels: share of the gradient that taming removed in this step.
+    acceptance_rate, is_accepted
+        Adjusted kernels: probability and outcome of the Metropolis test.
+    """
+
+    is_divergent: Array
+    logdensity: Array
+    grad_norm: Array
+    taming_loss: Array | None = None
+    acceptance_rate: Array | None = None
+    is_accepted: Array | None = None
+
+
+type Draw = Callable[[PRNGKey, KernelState, GradientEstimator], Randomness]
+type Transition = Callable[..., tuple[KernelState, KernelInfo]]
+
+
+class Kernel:
+    """A Markov kernel with BlackJAX's three faces.
+
+    ``kernel(logdensity_fn, **parameters)`` is a `SamplingAlgorithm`; ``kernel.init`` and
+    ``kernel.build_kernel`` are what BlackJAX's adaptations and SMC samplers take. Inside,
+    ``draw`` makes the randomness of a step and ``transition`` uses it. Kernels are hashed by
+    identity and pickled by name.
+
+    Attributes
+    ----------
+    exact
+        Whether the stationary law is the target at any step size.
+    target_acceptance_rate
+        What the step size of an adjusted kernel is tuned to, else None.
+    tuner
+        The adjusted kernel by which warm-up tunes this one; itself if it is adjusted.
+    parameters
+        Names and defaults of the parameters; `inspect.Parameter.empty` where there is none.
+    """
+
+    def __init__(
+        self,
+        transition: Transition,
+        draw: Draw,
+        *,
+        exact: bool,
+        target_acceptance_rate: float | None = None,
+        tuner: "Kernel | None" = None,
+    ):
+        self.transition = transition
+        self.draw = draw
+        self.exact = exact
+        self.target_acceptance_rate = target_acceptance_rate
+        self.tuner = self if tuner is None else tuner
+        self.__name__: str = transition.__name__
+        functools.update_wrapper(self, transition)
+        _, _, _, *own = inspect.signature(transition).parameters.values()
+        self.parameters: Mapping[str, Any] = {p.name: p.default for p in own}
+        self.__signature__ = inspect.Signature([_parameter("logdensity_fn"), *own])
+
+    def __repr__(self) -> str:
+        return f"langevin_ppl.{self.__name__}"
+
+    def __reduce__(self) -> str:
+        return self.__name__
+
+    def __call__(
+        self, logdensity_fn: LogDensity | GradientEstimator, *args: Any, **kwargs: Any
+    ) -> SamplingAlgorithm:
+        """Fix the density and the parameters.
+
+        Parameters
+        ----------
+        logdensity_fn
+            A log density or a gradient estimator.
+        *args, **kwargs
+            The kernel's parameters.
+
+        Returns
+        -------
+        SamplingAlgorithm
+            With ``init(position, rng_key=None)`` and ``step(rng_key, state)``.
+        """
+        estimator = self._estimator(logdensity_fn)
+        try:
+            bound = self.__signature__.bind(logdensity_fn, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self!r}{self.__signature__}: {error}.") from None
+        bound.apply_defaults()
+        parameters = self.prepare(
+            {k: v for k, v in bound.arguments.items() if k != "logdensity_fn"}
+        )
+
+        def init(position: Position, rng_key: PRNGKey | None = None) -> KernelState:
+            return self.init(position, estimator, rng_key)
+
+        def step(rng_key: PRNGKey, state: KernelState) -> tuple[KernelState, KernelInfo]:
+            return self.transition(
+                self.draw(rng_key, state, estimator), state, estimator, **parameters
+            )
+
+        return SamplingAlgorithm(init, step)  # pyright: ignore[reportArgumentType]
+
+    def init(
+        self,
+        position: Position,
+        logdensity_fn: LogDensity | GradientEstimator,
+        rng_key: PRNGKey | None = None,
+    ) -> KernelState:
+        """State of a chain that starts at ``position``.
+
+        ``rng_key`` is read only by minibatch estimators.
+        """
+        estimator = self._estimator(logdensity_fn)
+        position = jax.tree.map(jnp.asarray, position)
+        step = jnp.zeros((), jnp.int32)
+        memory = estimator.init(position)
+        batch: Any = ()
+        if estimator.draw is not None:
+            if rng_key is None:
+                raise ValueError(f"{self!r}.init: a minibatch estimator needs rng_key.")
+            batch = estimator.draw(rng_key, step)
+        estimate, memory = estimator.estimate(batch, position, memory)
+        return KernelState(position, estimate.logdensity, estimate.gradient, step, memory)
+
+    def build_kernel(self) -> Callable[..., tuple[KernelState, KernelInfo]]:
+        """Return ``kernel(rng_key, state, logdensity_fn, step_size, ...)`` as BlackJAX does."""
+
+        def kernel(
+            rng_key: PRNGKey,
+            state: KernelState,
+            logdensity_fn: LogDensity | GradientEstimator,
+            *args: Any,
+            **kwargs: Any,
+        ) -> tuple[KernelState, KernelInfo]:
+            estimator = self._estimator(logdensity_fn)
+            randomness = self.draw(rng_key, state, estimator)
+            return self.transition(randomness, state, estimator, *args, **kwargs)
+
+        # The true parameters, because BlackJAX's adaptations look at them.
+        leading = [_parameter("rng_key"), _parameter("state")]
+        kernel.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+            [*leading, *self.__signature__.parameters.values()]
+        )
+        return kernel
+
+    def prepare(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the values of parameters and factorise the inverse mass matrix, once."""
+        prepared = dict(parameters)
+        for name in ("step_size", "temperature"):
+            if name in prepared:
+                if np.ndim(prepared[name]) > 0:
+                    raise ValueError(
+                        f"{self}: expected {name} to be a scalar, got shape "
+                        f"{np.shape(prepared[name])}."
+                    )
+                check_positive(self, name, prepared[name])
+        if "inverse_mass_matrix" in prepared:
+            matrix = prepared["inverse_mass_matrix"]
+            if not isinstance(matrix, Preconditioner):
+                check_positive_definite(self, matrix)
+            prepared["inverse_mass_matrix"] = preconditioner(matrix)
+        return prepared
+
+    def _estimator(self, logdensity_fn: LogDensity | GradientEstimator) -> GradientEstimator:
+        estimator = as_estimator(logdensity_fn)
+        if self.target_acceptance_rate is not None and not estimator.exact:
+            raise ValueError(
+                f"{self!r} has a Metropolis test, which needs the log density of all the data; "
+                "the gradient estimator that came reads a part of it. Use the unadjusted "
+                "kernel (for example langevin_ppl.ula), or the exact gradient."
+            )
+        return estimator
+
+
+def kernel(
+    draw: Draw,
+    *,
+    exact: bool = False,
+    target_acceptance_rate: float | None = None,
+    tuner: Kernel | None = None,
+) -> Callable[[Transition], Kernel]:
+    """Make a `Kernel` of a transition, which lends it name, signature and docstring."""
+
+    def decorate(transition: Transition) -> Kernel:
+        return Kernel(
+            transition,
+            draw,
+            exact=exact,
+            target_acceptance_rate=target_acceptance_rate,
+            tuner=tuner,
+        )
+
+    return decorate
+
+
+def draw_noise(
+    rng_key: PRNGKey, state: KernelState, gradient: GradientEstimator, extra: int = 0
+) -> Randomness:
+    """Standard normals, one for each coordinate and ``extra`` more, and a batch."""
+    if gradient.draw is None:
+        key_noise, batch = rng_key, ()
+    else:
+        key_noise, key_batch = jax.random.split(rng_key)
+        batch = gradient.draw(key_batch, state.step)
+    shape = jax.eval_shape(lambda tree: ravel(tree)[0], state.position)
+    noise = jax.random.normal(key_noise, (shape.size + extra,), shape.dtype)
+    return Randomness(noise, batch)
+
+
+def check_positive(owner: Any, name: str, value: Any) -> None:
+    """Refuse a concrete value that is not a positive finite number.
+
+    In NumPy, so that concrete values can be checked inside a trace; traced ones pass.
+    """
+    if isinstance(value, Tracer):
+        return
+    array = np.asarray(value)
+    numeric = np.issubdtype(array.dtype, np.number)
+    if not (numeric and np.all((array > 0) & (array < np.inf))):
+        raise ValueError(f"{owner}: expected {name} to be positive and finite, got {value!r}.")
+
+
+def check_positive_definite(owner: Any, matrix: Any) -> None:
+    """Refuse a concrete inverse mass matrix that is not positive definite."""
+    if isinstance(matrix, Tracer):
+        return
+    array = np.asarray(matrix)
+    if array.ndim < 2:
+        check_positive(owner, "inverse_mass_matrix", matrix)
+    elif array.ndim == 2 and array.shape[0] == array.shape[1]:
+        symmetric = np.allclose(array, array.T, rtol=1e-4, atol=1e-6 * np.max(np.abs(array)))
+        if not (symmetric and np.linalg.eigvalsh(array)[0] > 0):
+            raise ValueError(
+                f"{owner}: expected inverse_mass_matrix to be symmetric and positive definite."
+            )
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)

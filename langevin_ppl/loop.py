@@ -1,0 +1,159 @@
+"""The only stepping loop: compiled chunks on the device, decisions between them on the host.
+
+A chunk boundary is where progress is shown, draws move to host memory and Ctrl-C is heard. The
+number of steps of a chunk is an argument of the compiled program, so chunks of any length share
+one compilation, and where they are cut changes no draw, bit for bit.
+"""
+
+import math
+import operator
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from langevin_ppl.base import Array
+
+__all__ = ["Outcome", "capacity_for", "drive", "repeat"]
+
+CHUNK_SECONDS = 0.5
+"""Aimed duration of a chunk: how long Ctrl-C waits and how often progress is shown."""
+
+CHUNK_BYTES = 2**26
+"""Most memory that the outputs of one chunk may take on the device."""
+
+FIRST_CHUNKS = (32, 256)
+"""Lengths of the first chunks, before a rate is known (the first one includes compilation)."""
+
+
+class Outcome(NamedTuple):
+    """What `drive` returns.
+
+    Attributes
+    ----------
+    carry
+        The carry after the last step.
+    outputs
+        Outputs of all steps on the host, leading axis ``step``; None if there was no step.
+    complete
+        False after Ctrl-C.
+    """
+
+    carry: Any
+    outputs: Any
+    complete: bool
+
+
+def repeat(
+    step: Callable[[Any, Array], tuple[Any, Any]],
+    carry: Any,
+    start: Array,
+    count: Array,
+    capacity: int,
+) -> tuple[Any, Any]:
+    """Make ``count`` steps from index ``start``; to be called inside ``jit``.
+
+    Parameters
+    ----------
+    step
+        ``step(carry, index) -> (carry, output)``.
+    start, count
+        Integer scalars, traced; ``count`` is at most ``capacity``.
+    capacity
+        Length of the output buffers.
+
+    Returns
+    -------
+    carry, outputs
+        Outputs have leading axis ``capacity``; rows from ``count`` on are zero.
+    """
+    shapes = jax.eval_shape(step, carry, start)[1]
+    outputs = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
+
+    def body(i: Array, loop: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, outputs = loop
+        carry, output = step(carry, start + i)
+        outputs = jax.tree.map(
+            lambda buffer, row: jax.lax.dynamic_update_index_in_dim(buffer, row, i, 0),
+            outputs,
+            output,
+        )
+        return carry, outputs
+
+    return jax.lax.fori_loop(0, count, body, (carry, outputs))
+
+
+def capacity_for(bytes_per_step: int, num_steps: int) -> int:
+    """Length of output buffers: all steps where that is little memory.
+
+    A power of two, so that runs of similar length share a program.
+    """
+    return min(2 ** math.ceil(math.log2(num_steps)), max(1, CHUNK_BYTES // bytes_per_step))
+
+
+def drive(
+    program: Callable[[Any, int, int], tuple[Any, Any]],
+    carry: Any,
+    num_steps: int,
+    capacity: int,
+    *,
+    progress: bool = False,
+    label: str = "",
+    chunk: int | None = None,
+) -> Outcome:
+    """Run a compiled program chunk by chunk.
+
+    Parameters
+    ----------
+    program
+        ``program(carry, start, count) -> (carry, outputs)``, usually jitted around `repeat`.
+    num_steps
+        Steps to make in all.
+    capacity
+        Longest chunk.
+    progress
+        Show a bar (not under ``CI``).
+    label
+        Text of the bar.
+    chunk
+        Fixed length of a chunk, instead of one that follows the clock.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If Ctrl-C came before the first chunk was done.
+    """
+    blocks: list[Any] = []
+    done, lengths = 0, list(FIRST_CHUNKS)
+    complete = True
+    bar = tqdm(total=num_steps, desc=label, disable=not progress or bool(os.environ.get("CI")))
+    rate = 0.0
+    with bar:
+        try:
+            while done < num_steps:
+                if chunk is not None:
+                    length = chunk
+                elif lengths:
+                    length = lengths.pop(0)
+                else:
+                    length = math.ceil(rate * CHUNK_SECONDS)
+                count = max(1, min(length, capacity, num_steps - done))
+                began = time.perf_counter()
+                new_carry, outputs = program(carry, done, count)
+                outputs = jax.tree.map(np.asarray, outputs)
+                carry = new_carry  # only now: Ctrl-C may have come while the outputs were awaited
+                rate = count / max(time.perf_counter() - began, 1e-9)
+                blocks.append(jax.tree.map(operator.itemgetter(slice(count)), outputs))
+                done += count
+                bar.update(count)
+        except KeyboardInterrupt:
+            if not blocks:
+                raise
+            complete = False
+    outputs = jax.tree.map(lambda *rows: np.concatenate(rows), *blocks) if blocks else None
+    return Outcome(carry, outputs, complete)

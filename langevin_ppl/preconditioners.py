@@ -1,0 +1,72 @@
+"""Preconditioners: the linear frame ``x = L z`` in which a kernel moves.
+
+Adding ``C = L L^T`` in front of the gradient and ``L`` in front of the noise is the same as
+running the plain kernel on ``z = L^{-1} x``, which is how it is done here, once for all kernels.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from langevin_ppl.base import Array, ArrayLike
+
+__all__ = ["Preconditioner", "preconditioner"]
+
+
+class Preconditioner(NamedTuple):
+    """A factor ``L`` of the inverse mass matrix ``C = L L^T``.
+
+    Attributes
+    ----------
+    factor
+        Scalar, vector of shape ``[dimension]`` (diagonal), or lower triangular matrix of shape
+        ``[dimension, dimension]``.
+    """
+
+    factor: Array
+
+    def scale(self, z: Array) -> Array:
+        """``L z``: from whitened to original coordinates."""
+        return self.factor @ z if self.factor.ndim == 2 else self.factor * z
+
+    def transpose(self, gradient: Array) -> Array:
+        """``L^T g``: the gradient with respect to the whitened coordinates."""
+        return self.factor.T @ gradient if self.factor.ndim == 2 else self.factor * gradient
+
+    def solve(self, x: Array) -> Array:
+        """``L^{-1} x``: from original to whitened coordinates."""
+        if self.factor.ndim == 2:
+            return jax.scipy.linalg.solve_triangular(self.factor, x, lower=True)
+        return x / self.factor
+
+    @property
+    def inverse_mass_matrix(self) -> Array:
+        """``C = L L^T`` in the shape of BlackJAX: scalar, diagonal or matrix."""
+        return self.factor @ self.factor.T if self.factor.ndim == 2 else self.factor**2
+
+
+def preconditioner(inverse_mass_matrix: ArrayLike | Preconditioner) -> Preconditioner:
+    """Factorise an inverse mass matrix; a `Preconditioner` is returned as it is.
+
+    Parameters
+    ----------
+    inverse_mass_matrix
+        Positive scalar, vector ``[dimension]`` or symmetric positive definite matrix
+        ``[dimension, dimension]``, in the order of the flattened position.
+
+    Raises
+    ------
+    ValueError
+        If it has more than two dimensions or is not square.
+    """
+    if isinstance(inverse_mass_matrix, Preconditioner):
+        return inverse_mass_matrix
+    matrix = jnp.asarray(inverse_mass_matrix)
+    if matrix.ndim > 2 or (matrix.ndim == 2 and matrix.shape[0] != matrix.shape[1]):
+        raise ValueError(
+            "inverse_mass_matrix: expected a scalar, a vector [dimension] or a square matrix "
+            f"[dimension, dimension], got shape {matrix.shape}."
+        )
+    matrix = matrix.astype(jnp.result_type(matrix, jnp.float32))
+    return Preconditioner(jnp.linalg.cholesky(matrix) if matrix.ndim == 2 else jnp.sqrt(matrix))

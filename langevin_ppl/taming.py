@@ -1,0 +1,94 @@
+r"""Tamings: how a drift is bounded so that an explicit scheme survives exploding gradients.
+
+A taming is a function ``taming(gradient, position, step_size) -> drift`` on flat vectors of the
+whitened frame. All of them keep the direction of every coordinate, and tend to the identity as
+the step size goes to zero. They bias the law of an unadjusted kernel; ``taming_loss`` says how
+much of the gradient was taken away.
+
+Every norm is computed after division by the largest entry: in float32 the square of an entry
+above 1.8e19 is infinite, and ``G / (1 + h |G|)`` would be zero, a chain frozen in silence.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from langevin_ppl.base import Array, ArrayLike
+
+__all__ = ["Taming", "coordinatewise", "norm", "normwise", "polynomial", "taming_loss", "untamed"]
+
+type Taming = Callable[[Array, Array, ArrayLike], Array]
+
+
+def _largest(x: Array) -> Array:
+    """Largest absolute entry, 1 where all entries are zero (so that it can be divided by)."""
+    largest = jnp.max(jnp.abs(x))
+    return jnp.where(largest > 0, largest, 1.0)
+
+
+def norm(x: Array) -> Array:
+    """Euclidean norm of a vector, safe from overflow and underflow of the squares."""
+    largest = _largest(x)
+    return largest * jnp.sqrt(jnp.sum((x / largest) ** 2))
+
+
+def untamed(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
+    """Return the gradient as it is."""
+    return gradient
+
+
+def normwise(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
+    r"""Norm-wise taming of TULA: :math:`G / (1 + h \|G\|)`.
+
+    The tamed drift is shorter than ``1 / h``.
+
+    References
+    ----------
+    Brosse, Durmus, Moulines, Sabanis, *The tamed unadjusted Langevin algorithm*,
+    Stochastic Processes and their Applications 129 (2019), arXiv:1710.05559.
+    """
+    largest = _largest(gradient)
+    scaled = gradient / largest
+    return scaled / (1.0 / largest + step_size * jnp.sqrt(jnp.sum(scaled**2)))
+
+
+def coordinatewise(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
+    r"""Coordinate-wise taming of TULAc: :math:`G_i / (1 + h |G_i|)`.
+
+    References
+    ----------
+    Brosse et al. (2019), arXiv:1710.05559.
+    """
+    largest = _largest(gradient)
+    scaled = gradient / largest
+    return scaled / (1.0 / largest + step_size * jnp.abs(scaled))
+
+
+def polynomial(power: ArrayLike) -> Taming:
+    r"""Polynomial taming of mTULA: :math:`G / \sqrt{1 + h \|x\|^{2 r}}`.
+
+    Parameters
+    ----------
+    power
+        The ``r`` of the paper: the gradient is locally Lipschitz with a constant that grows
+        like :math:`\|x\|^r`. 2 for cubic gradients (quartic potentials), 0 for linear ones.
+
+    References
+    ----------
+    Neufeld, Ng, Zhang, *Non-asymptotic convergence bounds for modified tamed unadjusted
+    Langevin algorithm in non-convex setting*, 2022, arXiv:2207.02600.
+    """
+
+    def taming(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
+        # In logarithms, because |x|^(2r) overflows long before the quotient does.
+        tiny = jnp.finfo(position.dtype).tiny
+        log_growth = 2.0 * power * jnp.log(jnp.maximum(norm(position), tiny))
+        return gradient * jnp.exp(-0.5 * jnp.logaddexp(0.0, jnp.log(step_size) + log_growth))
+
+    return taming
+
+
+def taming_loss(gradient: Array, drift: Array) -> Array:
+    r"""Share of the gradient that taming removed, :math:`\|G - T(G)\| / \|G\|`, 0 where G = 0."""
+    largest = _largest(gradient)
+    return norm((gradient - drift) / largest) / norm(gradient / largest)

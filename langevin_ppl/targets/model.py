@@ -1,0 +1,326 @@
+"""A NumPyro model and its arguments as a target."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from numpyro.infer import init_to_uniform
+
+from langevin_ppl.base import Array, LogDensity, Position, PRNGKey
+from langevin_ppl.targets import programs
+from langevin_ppl.targets.calls import Code, bind, by_name, model_name
+from langevin_ppl.targets.leaves import Static
+from langevin_ppl.targets.structure import Structure, inspect_model
+from langevin_ppl.targets.target import BaseTarget, Options, Proposal
+from langevin_ppl.tree import all_finite
+
+__all__ = ["ModelTarget", "target"]
+
+NEEDS_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+@jax.tree_util.register_pytree_node_class
+class ModelTarget(BaseTarget):
+    """A NumPyro model with its arguments; made by `target`."""
+
+    def __init__(
+        self,
+        code: Code,
+        arrays: tuple[Array, ...],
+        fixed: dict[str, Any] | None,
+        options: Options,
+    ):
+        self._code = code
+        self._arrays = arrays
+        self._fixed = fixed
+        self.options = options
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+        """Arrays are leaves, all else is structure."""
+        return (self._arrays, self._fixed), (self._code, Static(self.options))
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: tuple[Any, ...]) -> "ModelTarget":
+        """Inverse of `tree_flatten`."""
+        code, options = aux
+        arrays, fixed = children
+        return cls(code, arrays, fixed, options.value)
+
+    def _with_options(self, options: Options) -> "ModelTarget":
+        if options.static == self.options.static:
+            return ModelTarget(self._code, self._arrays, self._fixed, options)
+        model = self._code.model
+        args, kwargs = self._code.arguments(self._arrays)
+        passed = by_name(model.value, args, kwargs)
+        unknown = sorted(set(options.static) - set(passed))
+        if unknown:
+            raise ValueError(
+                f"target.replace: static names no argument that was passed to {self.description}: "
+                f"{', '.join(unknown)}; passed were {', '.join(passed) or 'none'}."
+            )
+        return ModelTarget(*bind(model, args, kwargs, options.static), None, options)
+
+    @functools.cached_property
+    def structure(self) -> Structure:
+        """Sites, plates and shapes of the model, from one abstract trace.
+
+        Raises
+        ------
+        ValueError
+            For a model that Langevin dynamics cannot sample; the message says the cure.
+        TypeError
+            For a model that needs the value of an argument; the message names it.
+        """
+        try:
+            return inspect_model(self._code, self._arrays)
+        except NEEDS_CONCRETE as error:
+            raise TypeError(self._explain_concrete(error)) from error
+        except Exception as error:
+            error.add_note(f"langevin_ppl: while tracing {self.description}.")
+            raise
+
+    def _explain_concrete(self, error: Exception) -> str:
+        first = str(error).strip().splitlines()[0].rstrip(".")
+        declared = self.options.static
+
+        def suffices(names: list[str]) -> bool:
+            try:
+                other = self.replace(static=(*declared, *names))
+                inspect_model(other._code, other._arrays)
+            except NEEDS_CONCRETE:
+                return False
+            except Exception:  # another fault, which will be said when this one is cured
+                return True
+            return True
+
+        culprits = list(dict.fromkeys(name for name, _, _ in self._code.slots(len(self._arrays))))
+        if not suffices(culprits):
+            return (
+                f"{self.description} needs a concrete value while it is traced ({first}), and it "
+                "depends on a latent site: no argument is at fault. Write it with jax.numpy, "
+                "jnp.where or jax.lax.cond in place of NumPy, `if` and int()."
+            )
+        for name in tuple(culprits):
+            others = [n for n in culprits if n != name]
+            if suffices(others):
+                culprits = others
+        return (
+            f"{self.description} needs the value of {' and '.join(map(repr, culprits))} while it "
+            f"is traced ({first}). Arrays given to a model are data of a compiled program and "
+            "have no value then. Make it part of the program: "
+            f"target.replace(static={(*declared, *culprits)!r})."
+        )
+
+    @functools.cached_property
+    def _data(self) -> tuple[tuple[Array, ...], dict[str, Any]]:
+        """Arguments and the values of ``param`` and ``mutable`` sites."""
+        if self._fixed is not None:
+            return self._arrays, self._fixed
+        names = self.structure.fixed
+        if not names:
+            return self._arrays, {}
+        return self._arrays, programs.fixed_values(
+            self._code, self._arrays, jax.random.key(0), names
+        )
+
+    @property
+    def logdensity_fn(self) -> LogDensity:
+        """Log density on unconstrained space, as a pytree function whose leaves are the data."""
+        return Partial(programs.ModelLogDensity(self._code), *self._data)
+
+    @property
+    def prototype(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the unconstrained latent sites."""
+        return self.structure.prototype
+
+    def proposal(self) -> tuple[Proposal, Any]:
+        """Make starting positions by NumPyro's ``init_strategy``."""
+        strategy = self.options.init_strategy or init_to_uniform
+        # NumPyro's strategies give themselves when they are called without a site; a function
+        # that needs one is a strategy already.
+        if all(p.default is not p.empty for p in inspect.signature(strategy).parameters.values()):
+            strategy = strategy()
+        function, keywords = getattr(strategy, "func", None), getattr(strategy, "keywords", {})
+        if function is init_to_uniform and set(keywords) <= {"radius"}:
+            radius = float(keywords.get("radius", 2.0))
+            return programs.Uniform(self.structure.layout, radius), ()
+        names = tuple(self.structure.prototype)
+        return programs.Strategy(self._code, Static(strategy), names), self._data
+
+    def explain(self, position: Position) -> str:
+        """Say which sites are at fault where the log density will not do."""
+        values = self.constrain(position)
+        latent = {name: values[name] for name in self.structure.prototype}
+        terms = programs.site_logdensities(self._code, *self._data, latent)
+        missing = {
+            name: ", NaN in its data"
+            for name, value in self.observed_data.items()
+            if bool(jnp.any(jnp.isnan(value)))
+        }
+        bad = [
+            f"'{name}' ({float(term)}{missing.get(name, '')})"
+            for name, term in terms.items()
+            if not bool(all_finite(term))
+        ]
+        gradient = jax.grad(self.logdensity_fn)(position)
+        steep = [repr(name) for name, g in gradient.items() if not bool(all_finite(g))]
+        what = []
+        if bad:
+            what.append(f"the log density of site {', '.join(bad)} is not finite")
+        if steep:
+            what.append(f"the gradient for site {', '.join(steep)} is not finite")
+        return (
+            f"{self.description}: no starting position with a finite log density was found. "
+            f"At the last one tried, {' and '.join(what) or 'their sum is not finite'}. Check "
+            "the model and the data there (a value outside a distribution's support, a "
+            "logarithm of 0, missing values), or set target.replace(init_strategy=...), for "
+            "example numpyro.infer.init_to_median."
+        )
+
+    def constrain(self, position: Position, batch_ndims: int = 0) -> dict[str, Array]:
+        """Constrained sites and deterministics of unconstrained positions.
+
+        Parameters
+        ----------
+        position
+            Unconstrained latent sites.
+        batch_ndims
+            Number of leading axes, 2 for ``[chain, draw]``.
+        """
+        return programs.constrain(self._code, *self._data, position, batch_ndims)
+
+    def predict(
+        self, rng_key: PRNGKey, samples: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Array]:
+        """Draw the observed sites anew for every posterior draw.
+
+        Parameters
+        ----------
+        rng_key
+            Random key.
+        samples
+            Constrained sites, each of shape ``[chain, draw, ...]``.
+        *args, **kwargs
+            Other arguments of the model, for prediction at new data; by default those of the
+            target.
+
+        Returns
+        -------
+        dict
+            Observed sites, each of shape ``[chain, draw, ...]``.
+        """
+        code, arrays, observed = self._code, self._data[0], self.structure.observed
+        if args or kwargs:
+            # What is observed in the new call may differ: y=None is how NumPyro users predict.
+            code, arrays = bind(self._code.model, args, kwargs, self.options.static)
+        latent = {name: jnp.asarray(samples[name]) for name in self.structure.prototype}
+        return programs.predict(code, arrays, self._data[1], rng_key, latent, observed)
+
+    def predict_prior(self, rng_key: PRNGKey, num_samples: int) -> dict[str, Array]:
+        """Draw all sites from the model with nothing observed, each ``[1, num_samples, ...]``.
+
+        ``factor`` statements are left out: they have no draws.
+
+        Raises
+        ------
+        ValueError
+            If a distribution cannot be drawn from, as an improper one.
+        """
+        names = tuple(self.structure.dims)
+        try:
+            draws = programs.predict_prior(self._code, *self._data, rng_key, num_samples, names)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{self.description}: its prior cannot be drawn from, because the distribution of "
+                "a site has no `sample` method (ImproperUniform has none). Give it a proper one, "
+                "or leave the prior out."
+            ) from error
+        return {name: value[None] for name, value in draws.items()}
+
+    def log_likelihood(self, samples: Mapping[str, Any]) -> dict[str, Array]:
+        """Pointwise log likelihood of the observed sites, each of shape ``[chain, draw, ...]``."""
+        latent = {name: jnp.asarray(samples[name]) for name in self.structure.prototype}
+        terms = programs.pointwise_log_likelihood(self._code, *self._data, latent)
+        return {name: terms[name] for name in self.structure.observed}
+
+    @property
+    def dims(self) -> dict[str, list[str]]:
+        """Dimension names of variables: the user's, else those of plates."""
+        return {
+            name: list(dims) for name, dims in {**self.structure.dims, **self.options.dims}.items()
+        }
+
+    @property
+    def observed_data(self) -> dict[str, Array]:
+        """Values of the observed sites."""
+        return programs.observed_values(self._code, *self._data, self.structure.observed)
+
+    @property
+    def constant_data(self) -> dict[str, Array]:
+        """Arrays among the arguments that are not themselves observed."""
+        observed = self.structure.observed_arguments
+        return {
+            label: self._arrays[i]
+            for _, label, i in self._code.slots(len(self._arrays))
+            if i not in observed
+        }
+
+    @property
+    def description(self) -> str:
+        """What the target is, for messages and the attributes of a run."""
+        return f"model {model_name(self._code.model.value)}"
+
+
+def target(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelTarget:
+    """Make a target of a NumPyro model and its arguments.
+
+    Arrays among the arguments are data: a second target with arrays of the same shapes reuses
+    every compiled program. Python numbers, strings and callables are part of the program, and
+    so are the arguments named by ``target.replace(static=...)``.
+
+    Parameters
+    ----------
+    model
+        A NumPyro model, handlers around it included.
+    *args, **kwargs
+        The model's arguments, all forwarded.
+
+    Returns
+    -------
+    ModelTarget
+        The model is looked at when it is first used, so that options can be set before.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is not callable or does not take these arguments.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+    >>> import langevin_ppl as lp
+    >>> def model(x, y=None):
+    ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    ...     with numpyro.plate("row", x.shape[0]):
+    ...         numpyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+    >>> target = lp.target(model, jnp.arange(3.0), y=jnp.array([0.1, 0.9, 2.1]))
+    >>> sorted(target.init_position(jax.random.key(0)))
+    ['slope']
+    >>> target.dims["y"]
+    ['row']
+    """
+    if not callable(model):
+        raise TypeError(
+            f"lp.target: expected a NumPyro model (a function), got {type(model).__name__}."
+        )
+    return ModelTarget(*bind(Static(model), args, kwargs, ()), None, Options())

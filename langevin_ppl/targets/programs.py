@@ -1,0 +1,237 @@
+"""The programs of a model: everything compiled that is derived from it.
+
+Each takes the `Code` as a static argument and the arrays as arguments, and is jitted at module
+level: a model is traced once for each of them, whatever program calls it. ``fixed`` are the
+values of ``param`` and ``mutable`` sites.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer import Predictive, init_to_uniform
+from numpyro.infer.util import constrain_fn, log_likelihood, potential_energy
+from numpyro.primitives import Messenger
+
+from langevin_ppl.base import Array, Position, PRNGKey
+from langevin_ppl.targets.calls import Code
+from langevin_ppl.targets.leaves import Static
+from langevin_ppl.tree import Layout
+
+__all__ = [
+    "ModelLogDensity",
+    "Strategy",
+    "Uniform",
+    "constrain",
+    "fixed_values",
+    "observed_values",
+    "pointwise_log_likelihood",
+    "predict",
+    "predict_prior",
+    "site_logdensities",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelLogDensity:
+    """Log density of a model, hashable; its data come as arguments."""
+
+    code: Code
+
+    def __call__(
+        self, arrays: tuple[Array, ...], fixed: dict[str, Any], position: Position
+    ) -> Array:
+        """Evaluate it at an unconstrained position."""
+        return _logdensity(self.code, arrays, fixed, position)
+
+
+class _ConstantKey(Messenger):
+    """Give a constant key to statements such as dropout's, which a density must not randomise.
+
+    Not for a model that is seeded: its draws would all be the same.
+    """
+
+    def process_message(self, msg: Any) -> None:
+        """Answer a request for a key."""
+        if msg["type"] == "prng_key" and msg["value"] is None:
+            msg["value"] = jax.random.key(0)
+
+
+class _Redrawn(Messenger):
+    """Draw observed sites anew: NumPyro's ``uncondition``, which stops before ``scan``.
+
+    There, later steps would go on from the values observed.
+    """
+
+    def process_message(self, msg: Any) -> None:
+        """Forget what was observed."""
+        if msg["type"] == "control_flow":
+            is_body = [callable(a) and jax.tree_util.all_leaves([a]) for a in msg["args"]]
+            msg["args"] = tuple(
+                _Redrawn(a) if body else a for a, body in zip(msg["args"], is_body, strict=True)
+            )
+        elif msg["type"] == "sample" and msg["is_observed"]:
+            msg["is_observed"] = False
+            msg["value"] = None
+
+
+def _prepare(
+    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], *, seeded: bool = False
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Model with its ``param`` and ``mutable`` sites held at given values, and its arguments."""
+    model = handlers.substitute(code.model.value, data=fixed)
+    return model if seeded else _ConstantKey(model), *code.arguments(arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logdensity(
+    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], position: Position
+) -> Array:
+    return jnp.negative(potential_energy(*_prepare(code, arrays, fixed), position))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def constrain(
+    code: Code,
+    arrays: tuple[Array, ...],
+    fixed: dict[str, Any],
+    position: Position,
+    batch_ndims: int,
+) -> dict[str, Array]:
+    """Constrained sites and deterministics."""
+    return constrain_fn(
+        *_prepare(code, arrays, fixed),
+        position,
+        return_deterministic=True,
+        batch_ndims=batch_ndims,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def observed_values(
+    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], names: tuple[str, ...]
+) -> dict[str, Array]:
+    """Values of observed sites."""
+    model, args, kwargs = _prepare(code, arrays, fixed, seeded=True)
+    seeded = handlers.substitute(
+        handlers.seed(model, jax.random.key(0)), substitute_fn=init_to_uniform()
+    )
+    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    return {name: trace[name]["value"] for name in names}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def fixed_values(
+    code: Code, arrays: tuple[Array, ...], rng_key: PRNGKey, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Initial values of ``param`` and ``mutable`` sites."""
+    args, kwargs = code.arguments(arrays)
+    seeded = handlers.substitute(
+        handlers.seed(code.model.value, rng_key), substitute_fn=init_to_uniform()
+    )
+    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    return {name: trace[name]["value"] for name in names}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def site_logdensities(
+    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], values: dict[str, Array]
+) -> dict[str, Array]:
+    """Log density of every sample site at constrained values, summed over the site."""
+    model, args, kwargs = _prepare(code, arrays, fixed)
+    trace = handlers.trace(handlers.substitute(model, data=values)).get_trace(*args, **kwargs)
+    return {
+        name: jnp.sum(site["fn"].log_prob(site["value"]))
+        for name, site in trace.items()
+        if site["type"] == "sample"
+    }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def predict(
+    code: Code,
+    arrays: tuple[Array, ...],
+    fixed: dict[str, Any],
+    rng_key: PRNGKey,
+    latent: dict[str, Array],
+    observed: tuple[str, ...],
+) -> dict[str, Array]:
+    """Observed sites drawn anew for constrained values ``[chain, draw, ...]``."""
+    model, args, kwargs = _prepare(code, arrays, fixed, seeded=True)
+    predictive = Predictive(
+        _Redrawn(model),
+        latent,
+        batch_ndims=2,
+        parallel=True,
+        return_sites=list(observed),
+    )
+    return predictive(rng_key, *args, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def predict_prior(
+    code: Code,
+    arrays: tuple[Array, ...],
+    fixed: dict[str, Any],
+    rng_key: PRNGKey,
+    num_samples: int,
+    names: tuple[str, ...],
+) -> dict[str, Array]:
+    """Sites drawn with nothing observed, ``[num_samples, ...]``."""
+    model, args, kwargs = _prepare(code, arrays, fixed, seeded=True)
+    predictive = Predictive(
+        _Redrawn(model),
+        num_samples=num_samples,
+        parallel=True,
+        return_sites=list(names),
+    )
+    return predictive(rng_key, *args, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pointwise_log_likelihood(
+    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], latent: dict[str, Array]
+) -> dict[str, Array]:
+    """Pointwise log likelihood at constrained values ``[chain, draw, ...]``."""
+    model, args, kwargs = _prepare(code, arrays, fixed)
+    return log_likelihood(model, latent, *args, batch_ndims=2, parallel=True, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """NumPyro's ``init_to_uniform``, straight on unconstrained space: the model is not run."""
+
+    layout: Layout
+    radius: float
+
+    def __call__(self, rng_key: PRNGKey, data: Any) -> Position:
+        """Propose a position."""
+        shape = (self.layout.dimension,)
+        flat = jax.random.uniform(rng_key, shape, self.layout.dtype, -self.radius, self.radius)
+        return self.layout.unravel(flat)
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """Any other initialisation strategy of NumPyro."""
+
+    code: Code
+    strategy: Static
+    names: tuple[str, ...]
+
+    def __call__(self, rng_key: PRNGKey, data: Any) -> Position:
+        """Propose a position."""
+        model, args, kwargs = _prepare(self.code, *data, seeded=True)
+        seeded = handlers.substitute(
+            handlers.seed(model, rng_key), substitute_fn=self.strategy.value
+        )
+        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        return {
+            name: jnp.asarray(biject_to(trace[name]["fn"].support).inv(trace[name]["value"]))
+            for name in self.names
+        }

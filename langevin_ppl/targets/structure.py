@@ -1,0 +1,179 @@
+"""What a model looks like: one abstract trace, from which everything else is derived.
+
+Nothing is computed and nothing compiled here: the model runs once under ``jax.eval_shape``.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.distributions import Delta, Unit
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer import init_to_uniform
+
+from langevin_ppl.base import Array
+from langevin_ppl.targets.calls import Code
+from langevin_ppl.tree import Layout
+
+__all__ = ["Structure", "inspect_model"]
+
+
+class Structure(NamedTuple):
+    """The shape of a model.
+
+    Attributes
+    ----------
+    prototype
+        Unconstrained latent sites, as ``jax.ShapeDtypeStruct``.
+    layout
+        Their places in the flat vector.
+    fixed
+        Names of ``param`` and ``mutable`` sites, which are held at their initial values.
+    observed
+        Names of observed sites.
+    observed_arguments
+        Positions, among the arrays of the arguments, of those that are observed as they are.
+    dims
+        Dimension names that plates and ``infer={"event_dims": ...}`` give to variables.
+    """
+
+    prototype: dict[str, jax.ShapeDtypeStruct]
+    layout: Layout
+    fixed: tuple[str, ...]
+    observed: tuple[str, ...]
+    observed_arguments: frozenset[int]
+    dims: dict[str, tuple[str, ...]]
+
+
+def inspect_model(code: Code, arrays: tuple[Array, ...]) -> Structure:
+    """Trace a model abstractly. Cached, so that new data of the same shapes trace nothing."""
+    avals = tuple((a.shape, a.dtype) for a in arrays)
+    # A model may make arrays itself, in the precision of the moment.
+    return _inspect(code, avals, jnp.result_type(float))
+
+
+@functools.lru_cache(maxsize=256)
+def _inspect(
+    code: Code, avals: tuple[tuple[tuple[int, ...], Any], ...], precision: Any
+) -> Structure:
+    found: list[Structure] = []
+
+    def run(rng_key: Array, arrays: tuple[Array, ...]) -> None:
+        args, kwargs = code.arguments(arrays)
+        seeded = handlers.substitute(
+            handlers.seed(code.model.value, rng_key), substitute_fn=init_to_uniform()
+        )
+        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        found.append(_structure(trace, arrays))
+
+    shapes = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in avals)
+    jax.eval_shape(run, jax.random.key(0), shapes)
+    return found[0]
+
+
+def _structure(trace: dict[str, dict[str, Any]], arrays: tuple[Array, ...]) -> Structure:
+    samples = {k: v for k, v in trace.items() if v["type"] == "sample"}
+    latent = {k: v for k, v in samples.items() if not v["is_observed"]}
+    observed = {
+        k: v for k, v in samples.items() if v["is_observed"] and not isinstance(v["fn"], Unit)
+    }
+    _refuse(trace, latent)
+    prototype: dict[str, jax.ShapeDtypeStruct] = {}
+    for name, site in latent.items():
+        with _named(f"the support of site '{name}'"):
+            value = biject_to(site["fn"].support).inv(site["value"])
+        prototype[name] = jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
+    positions = {id(array): index for index, array in enumerate(arrays)}
+    deterministics = {k: v for k, v in trace.items() if v["type"] == "deterministic"}
+    return Structure(
+        prototype=prototype,
+        layout=Layout.of(prototype),
+        fixed=tuple(k for k, v in trace.items() if v["type"] in ("param", "mutable")),
+        observed=tuple(observed),
+        observed_arguments=frozenset(
+            positions[id(v["value"])] for v in observed.values() if id(v["value"]) in positions
+        ),
+        dims={k: _site_dims(k, v) for k, v in {**latent, **observed, **deterministics}.items()},
+    )
+
+
+def _refuse(trace: dict[str, dict[str, Any]], latent: dict[str, dict[str, Any]]) -> None:
+    """Refuse, with the reason and the cure, what would be sampled wrongly."""
+    for name, site in trace.items():
+        if site["type"] == "plate":
+            size, subsample_size = site["args"]
+            if subsample_size is not None and subsample_size != size:
+                raise ValueError(
+                    f"The plate '{name}' is subsampled ({subsample_size} of {size} rows), but "
+                    "this kernel needs the log density of all the data. Leave out "
+                    "subsample_size, for example by a model argument that is None by default."
+                )
+    if not latent:
+        raise ValueError(
+            "The model has no latent site: there is nothing to sample. Every `sample` statement "
+            "has obs=...; did you pass the data as the argument that is observed, or condition "
+            "on too much?"
+        )
+    discrete = [k for k, v in latent.items() if v["fn"].support.is_discrete]
+    if discrete:
+        raise ValueError(
+            f"Discrete latent site {', '.join(map(repr, discrete))}: Langevin dynamics needs "
+            "gradients. Sum it out in the model (for a mixture, "
+            "numpyro.distributions.MixtureSameFamily), or observe it."
+        )
+    fixed = [k for k, v in latent.items() if isinstance(_innermost(v["fn"]), Delta)]
+    if fixed:
+        raise ValueError(
+            f"Latent site {', '.join(map(repr, fixed))} has a Delta distribution, which has no "
+            "density; use numpyro.deterministic for a value that is known."
+        )
+
+
+def _innermost(fn: Any) -> Any:
+    """Distribution inside the ones that plates, masks and ``to_event`` wrap around it."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def _site_dims(name: str, site: dict[str, Any]) -> tuple[str, ...]:
+    """Name every axis of a site: by its plates, by ``event_dims``, else by number."""
+    shape = jnp.shape(site["value"])
+    frames = {f.dim: f for f in site["cond_indep_stack"] if f.dim is not None}
+    if site["type"] == "sample":
+        event_ndim = site["fn"].event_dim
+    else:
+        # A deterministic site does not say how many of its axes are event axes: take the
+        # smallest number with which the sizes of all its plates fit.
+        fits = (
+            e
+            for e in range(len(shape) + 1)
+            if all(len(shape) - e + d >= 0 and shape[d - e] == f.size for d, f in frames.items())
+        )
+        event_ndim = next(fits, None)
+    dims = [f"{name}_dim_{i}" for i in range(len(shape))]
+    if event_ndim is not None:
+        for dim, frame in frames.items():
+            axis = len(shape) - event_ndim + dim
+            if axis >= 0 and shape[axis] == frame.size:
+                # These two dimensions are ArviZ's own.
+                reserved = frame.name in ("chain", "draw")
+                dims[axis] = f"{frame.name}_plate" if reserved else frame.name
+        event_dims = list(site.get("infer", {}).get("event_dims", []))
+        for offset, label in enumerate(reversed(event_dims[-event_ndim:] if event_ndim else [])):
+            dims[len(shape) - 1 - offset] = label
+    return tuple(dims)
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Add the name of what was being looked at to an error."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"langevin_ppl: while looking at {what}.")
+        raise

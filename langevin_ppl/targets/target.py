@@ -1,0 +1,198 @@
+"""What all targets share: options, and starting positions with a finite log density."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from langevin_ppl.base import Array, GradientEstimator, LogDensity, Position, PRNGKey
+from langevin_ppl.tree import all_finite, ravel
+
+__all__ = ["MAX_TRIES", "BaseTarget", "Options", "Proposal", "first_valid"]
+
+MAX_TRIES = 100
+"""Starting positions tried before giving up (as many as NumPyro tries)."""
+
+
+type Proposal = Callable[[PRNGKey, Any], Position]
+
+
+class Options(NamedTuple):
+    """What `replace` sets.
+
+    Attributes
+    ----------
+    static
+        Names of model arguments that are part of the program instead of data.
+    dims, coords
+        Names of the dimensions of variables, and coordinate values of dimensions, for ArviZ.
+    init_strategy
+        How starting positions are found; None is the target's own default.
+    """
+
+    static: tuple[str, ...] = ()
+    dims: Mapping[str, Sequence[str]] = {}
+    coords: Mapping[str, Any] = {}
+    init_strategy: Callable[..., Any] | None = None
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """One name, several or None as a tuple of names."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _mapping(option: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(
+            f"target.replace: expected {option} to be a dict, got {type(value).__name__}."
+        )
+    return dict(value or {})
+
+
+def _strategy(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise TypeError(
+            "target.replace: expected init_strategy to be a function, for example "
+            f"numpyro.infer.init_to_median, got {value!r}."
+        )
+    return value
+
+
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "static": _names,
+    "dims": lambda value: {k: _names(v) for k, v in _mapping("dims", value).items()},
+    "coords": lambda value: _mapping("coords", value),
+    "init_strategy": _strategy,
+}
+
+
+class BaseTarget:
+    """Shared surface of targets; see `langevin_ppl.base.Target`."""
+
+    options: Options
+
+    @property
+    def logdensity_fn(self) -> LogDensity:
+        """Log density on unconstrained space."""
+        raise NotImplementedError
+
+    def _with_options(self, options: Options) -> Self:
+        raise NotImplementedError
+
+    def replace(self, **options: Any) -> Self:
+        """Return a copy with other options.
+
+        Parameters
+        ----------
+        static
+            Names of model arguments that the program needs as concrete values.
+        dims
+            Dimension names of variables, ``{"beta": ["feature"]}``: those of the axes after
+            ``chain`` and ``draw``.
+        coords
+            Coordinate values of dimensions, ``{"feature": names}``.
+        init_strategy
+            For a NumPyro model, an initialisation strategy of ``numpyro.infer``. For a density,
+            a function from a key to a position.
+
+        Raises
+        ------
+        TypeError
+            For an unknown option, or a value of the wrong type.
+        ValueError
+            If ``static`` names no argument of the model.
+        """
+        unknown = sorted(set(options) - set(Options._fields))
+        if unknown:
+            raise TypeError(
+                f"target.replace: unknown option {', '.join(unknown)}; "
+                f"known are {', '.join(Options._fields)}."
+            )
+        checked = {name: _CHECKS[name](value) for name, value in options.items()}
+        return self._with_options(self.options._replace(**checked))
+
+    def gradient(self, estimator: Callable[[Self], GradientEstimator]) -> GradientEstimator:
+        """Apply a gradient estimator such as ``langevin_ppl.exact()`` to this target."""
+        return estimator(self)
+
+    def proposal(self) -> tuple[Proposal, Any]:
+        """How starting positions are made: a hashable function of a key and data, and the data."""
+        raise NotImplementedError
+
+    def explain(self, position: Position) -> str:
+        """Say what is wrong at a position where the log density will not do."""
+        raise NotImplementedError
+
+    def init_position(self, rng_key: PRNGKey) -> Position:
+        """Draw a starting position by the target's ``init_strategy``.
+
+        Parameters
+        ----------
+        rng_key
+            Random key.
+
+        Returns
+        -------
+        An unconstrained position where log density and gradient are finite.
+
+        Raises
+        ------
+        ValueError
+            If they were finite at none of 100 tries; the message names the sites.
+        """
+        propose, data = self.proposal()
+        position, valid = _jitted_first_valid(rng_key, self.logdensity_fn, data, propose)
+        if not isinstance(valid, jax.core.Tracer) and not bool(valid):
+            raise ValueError(self.explain(position))
+        return position
+
+
+def first_valid(
+    rng_key: PRNGKey,
+    logdensity_fn: LogDensity,
+    data: Any,
+    propose: Proposal,
+) -> tuple[Position, Array]:
+    """Propose positions until log density and gradient are finite.
+
+    Parameters
+    ----------
+    rng_key
+        Key of this chain.
+    logdensity_fn
+        A pytree function.
+    data, propose
+        ``propose(key, data)`` makes a position; hashable.
+
+    Returns
+    -------
+    position, is_valid
+        The last position tried and whether it will do.
+    """
+
+    def attempt(index: Array) -> tuple[Position, Array]:
+        position = propose(jax.random.fold_in(rng_key, index), data)
+        value, gradient = jax.value_and_grad(logdensity_fn)(position)
+        return position, all_finite(value, ravel(gradient)[0])
+
+    def again(carry: tuple[Array, Position, Array]) -> Array:
+        index, _, valid = carry
+        return ~valid & (index < MAX_TRIES)
+
+    def body(carry: tuple[Array, Position, Array]) -> tuple[Array, Position, Array]:
+        index, _, _ = carry
+        return index + 1, *attempt(index)
+
+    shapes = jax.eval_shape(propose, rng_key, data)
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    _, position, valid = jax.lax.while_loop(
+        again, body, (jnp.asarray(0), start, jnp.asarray(False))
+    )
+    return position, valid
+
+
+_jitted_first_valid = jax.jit(first_valid, static_argnums=3)

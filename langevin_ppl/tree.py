@@ -1,0 +1,100 @@
+"""Pytrees as flat vectors: the one place where the two meet."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from langevin_ppl.base import Array, Position
+
+__all__ = ["Layout", "all_finite", "leaf_names", "ravel", "variable_names"]
+
+
+def ravel(tree: Position) -> tuple[Array, Callable[[Array], Position]]:
+    """Flatten a pytree of arrays to one vector.
+
+    Parameters
+    ----------
+    tree
+        Pytree of floating-point arrays.
+
+    Returns
+    -------
+    flat, unravel
+        The vector of shape ``[dimension]``, in the order of ``jax.tree.leaves``, and the
+        function back. A vector is returned as it is.
+    """
+    if isinstance(tree, jax.Array) and tree.ndim == 1:
+        return tree, lambda flat: flat
+    return ravel_pytree(tree)
+
+
+class Layout(NamedTuple):
+    """Where each leaf of a position lies in the flat vector; hashable.
+
+    Attributes
+    ----------
+    treedef
+        Structure of the position.
+    leaves
+        Shape and dtype of every leaf.
+    """
+
+    treedef: Any
+    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+
+    @classmethod
+    def of(cls, prototype: Position) -> "Layout":
+        """Layout of a position, or of its ``jax.ShapeDtypeStruct`` s."""
+        leaves, treedef = jax.tree.flatten(prototype)
+        return cls(treedef, tuple((tuple(leaf.shape), jnp.dtype(leaf.dtype)) for leaf in leaves))
+
+    @property
+    def dimension(self) -> int:
+        """Count of the numbers in one position."""
+        return sum(math.prod(shape) for shape, _ in self.leaves)
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the flat vector."""
+        return jnp.result_type(*(dtype for _, dtype in self.leaves))
+
+    def ravel(self, position: Position) -> Array:
+        """Flat vector of one position, shape ``[dimension]``."""
+        return jnp.concatenate(
+            [jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(position)]
+        )
+
+    def unravel(self, flat: Array) -> Position:
+        """Position of a flat vector."""
+        parts, start = [], 0
+        for shape, dtype in self.leaves:
+            size = math.prod(shape)
+            parts.append(flat[start : start + size].reshape(shape).astype(dtype))
+            start += size
+        return jax.tree.unflatten(self.treedef, parts)
+
+
+def all_finite(*arrays: Array) -> Array:
+    """Whether every entry of every array is finite, as a scalar boolean."""
+    finite = jnp.asarray(True)
+    for array in arrays:
+        finite = finite & jnp.all(jnp.isfinite(array))
+    return finite
+
+
+def leaf_names(tree: Any, root: str) -> list[str]:
+    """Name the leaves of a pytree for humans and for ArviZ: ``root.key.0`` and so on."""
+    names = []
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+        parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+        names.append(".".join([root, *parts] if root else parts))
+    return names
+
+
+def variable_names(position: Position) -> list[str]:
+    """Name the leaves of a position for ArviZ: a dict by its keys, anything else below ``x``."""
+    return leaf_names(position, "" if isinstance(position, Mapping) else "x")

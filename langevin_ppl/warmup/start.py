@@ -1,0 +1,116 @@
+"""Where chains start: at a mode with Laplace noise, or, where there is none, as they were."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from langevin_ppl.base import Array, PRNGKey
+from langevin_ppl.fit import minimize
+from langevin_ppl.tree import all_finite
+
+__all__ = ["DENSE_LIMIT", "Start", "laplace_start", "square_root"]
+
+DENSE_LIMIT = 100
+"""Largest dimension in which curvature and metric are dense matrices."""
+
+MIN_EIGENVALUE = 1e-6
+"""Smallest eigenvalue of the unit-diagonal Hessian that counts as positive."""
+
+
+class Start(NamedTuple):
+    """Starting points of all chains.
+
+    Attributes
+    ----------
+    positions
+        Shape ``[chain, dimension]``.
+    factor
+        ``L`` with ``L L^T`` the inverse curvature at the best mode: lower triangular
+        ``[dimension, dimension]``, or ones ``[dimension]`` where there is no usable mode.
+    found
+        Whether each chain's optimisation ended at a mode, shape ``[chain]``.
+    num_gradient_evaluations
+        Per chain, shape ``[chain]``.
+    """
+
+    positions: Array
+    factor: Array
+    found: Array
+    num_gradient_evaluations: Array
+
+
+def square_root(factor: Array) -> Array:
+    """Lower triangular ``L`` with ``L L^T = F F^T``, without forming the product."""
+    return jnp.linalg.qr(factor.T, mode="r").T
+
+
+def _curvature(logdensity_fn: Callable[[Array], Array], mode: Array) -> tuple[Array, Array, Array]:
+    """Factor of the inverse Hessian, its Newton decrement, and whether it is a mode.
+
+    The Hessian is scaled to a unit diagonal first: a floor on its own eigenvalues would be
+    wrong wherever parameters have different units.
+    """
+    gradient_fn = jax.grad(logdensity_fn)
+    basis = jnp.eye(mode.size, dtype=mode.dtype)
+    rows = jax.vmap(lambda v: jax.jvp(gradient_fn, (mode,), (v,))[1])(basis)
+    hessian = -0.5 * (rows + rows.T)
+    diagonal = jnp.diagonal(hessian)
+    scale = 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+    eigenvalues, vectors = jnp.linalg.eigh(scale[:, None] * hessian * scale)
+    positive = jnp.all(diagonal > 0) & (eigenvalues[0] > MIN_EIGENVALUE)
+    safe = jnp.where(eigenvalues > MIN_EIGENVALUE, eigenvalues, 1.0)
+    factor = scale[:, None] * vectors / jnp.sqrt(safe)
+    whitened = factor.T @ gradient_fn(mode)
+    return factor, jnp.sum(whitened**2), positive & all_finite(factor)
+
+
+def laplace_start(
+    rng_key: PRNGKey, logdensity_fn: Callable[[Array], Array], positions: Array
+) -> Start:
+    """Optimise from every start and spread the chains by the curvature found.
+
+    L-BFGS runs from every position. A chain counts as found where the Hessian is positive
+    definite and the Newton decrement is below the dimension, that is within the bulk of the
+    Laplace approximation; it starts at its own mode plus Laplace noise. Other chains keep their
+    own position: an optimiser that runs along a funnel or to infinity must not choose where a
+    chain starts.
+
+    Parameters
+    ----------
+    rng_key
+        Key of the noise.
+    logdensity_fn
+        Log density of a flat position.
+    positions
+        Shape ``[chain, dimension]``.
+
+    Notes
+    -----
+    Above `DENSE_LIMIT` dimensions the curvature is not computed: chains start at the points
+    that L-BFGS reached, if finite, in the frame of the identity.
+    """
+    dimension = positions.shape[1]
+    minima = jax.vmap(lambda x: minimize(lambda z: -logdensity_fn(z), x))(positions)
+    values = minima.value
+    if dimension > DENSE_LIMIT:
+        found = jnp.isfinite(values)
+        starts = jnp.where(found[:, None], minima.position, positions)
+        factor = jnp.ones(dimension, positions.dtype)
+        return Start(starts, factor, found, minima.num_evaluations)
+    factors, decrement, is_mode = jax.vmap(lambda x: _curvature(logdensity_fn, x))(minima.position)
+    found = is_mode & (decrement < dimension) & jnp.isfinite(values)
+    best = jnp.argmin(jnp.where(found, values, jnp.inf))
+    identity = jnp.eye(dimension, dtype=positions.dtype)
+    factor = jnp.where(jnp.any(found), square_root(factors[best]), identity)
+    noise = jax.vmap(
+        lambda chain: jax.random.normal(
+            jax.random.fold_in(rng_key, chain), (dimension,), positions.dtype
+        )
+    )(jnp.arange(positions.shape[0]))
+    spread = minima.position + noise @ factor.T
+    inside = jnp.isfinite(jax.vmap(logdensity_fn)(spread))
+    starts = jnp.where(inside[:, None], spread, minima.position)
+    starts = jnp.where(found[:, None], starts, positions)
+    return Start(starts, factor, found, minima.num_evaluations + 2 * dimension + 2)
