@@ -1,0 +1,43 @@
+"""Chains on two devices: the same keys and noise, the same law."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp, numpy as np
+import langevin_ppl as lp
+from langevin_ppl import run
+
+assert len(jax.devices()) == 2
+target = lp.density(lambda x: -0.5 * jnp.sum(x**2 / jnp.array([1.0, 4.0])), jnp.zeros(2))
+fixed = dict(num_warmup=0, step_size=0.5, initial=jnp.ones((4, 2)))
+start = jnp.ones((4, 2))
+
+spread = lp.sample(jax.random.key(0), target, num_samples=1, **fixed)
+keys = run.chain_keys(jax.random.key(0), 4)
+assert len(keys.sharding.device_set) == 2
+tuned_spread = lp.sample(jax.random.key(0), target, num_samples=3000)
+odd = lp.sample(jax.random.key(0), target, num_chains=3, num_samples=10, num_warmup=50)
+assert odd["posterior"]["x"].shape == (3, 10, 2)
+
+run.place = lambda tree: tree
+together = lp.sample(jax.random.key(0), target, num_samples=1, **fixed)
+np.testing.assert_array_equal(
+    jax.random.key_data(keys), jax.random.key_data(run.chain_keys(jax.random.key(0), 4))
+)
+np.testing.assert_allclose(spread["posterior"]["x"], together["posterior"]["x"], rtol=1e-5)
+tuned_together = lp.sample(jax.random.key(0), target, num_samples=3000)
+for idata in (tuned_spread, tuned_together):
+    x = idata["posterior"]["x"].values
+    # About 3000 effective draws: five standard errors of an sd are 6 %.
+    np.testing.assert_allclose(x.std(axis=(0, 1)), [1.0, 2.0], rtol=0.06)
+    assert np.all(np.abs(x.mean(axis=(0, 1))) < [0.1, 0.2])
+print("same")
+"""
+
+
+def test_two_devices():
+    shown = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert shown.stdout.strip() == "same", shown.stderr

@@ -1,0 +1,422 @@
+"""What cannot be sampled, or was not meant: refused, with what was expected and the cure."""
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import xarray as xr
+from numpyro.infer import NUTS, init_to_value
+
+import langevin_ppl as lp
+
+KEY = jax.random.key(0)
+Y = jnp.array([0.3, 1.2, -0.8])
+SMALL = {"num_chains": 2, "num_warmup": 0, "num_samples": 2, "step_size": 0.01}
+
+
+def normal(y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", 3):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def gaussian(x):
+    return -0.5 * jnp.sum(x**2)
+
+
+MODEL = lp.target(normal, Y)
+DENSITY = lp.density(gaussian, jnp.zeros(2))
+
+
+@pytest.fixture(scope="module")
+def earlier():
+    """A run of the density."""
+    return lp.sample(KEY, DENSITY, **SMALL)
+
+
+def refuse(kind, *parts):
+    """Expect an error whose message holds all the parts."""
+    return pytest.raises(kind, check=lambda error: says(str(error), parts))
+
+
+def says(message, parts):
+    missing = [part for part in parts if part not in message]
+    assert not missing, f"{missing} not in: {message}"
+    return True
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+def discrete(y):
+    with numpyro.plate("row", 3):
+        cluster = numpyro.sample("cluster", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(1.0 * cluster, 1.0), obs=y)
+
+
+def discrete_event():
+    numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.sample("k", dist.Poisson(jnp.ones(2)).to_event(1))
+
+
+def all_observed(y):
+    numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def nothing():
+    numpyro.deterministic("x", 1.0)
+
+
+def delta():
+    numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.sample("known", dist.Delta(2.0))
+
+
+def delta_in_a_plate():
+    numpyro.sample("x", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", 3):
+        numpyro.sample("known", dist.Delta(jnp.zeros(3)).mask(True))
+
+
+def subsampled(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("row", 3, subsample_size=2) as index:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        (lp.target(discrete, Y), ["Discrete latent site 'cluster'", "MixtureSameFamily"]),
+        (lp.target(discrete_event), ["Discrete latent site 'k'", "gradients"]),
+        (lp.target(all_observed, Y), ["no latent site", "condition on too much"]),
+        (lp.target(nothing), ["no latent site"]),
+        (lp.target(delta), ["'known' has a Delta", "numpyro.deterministic"]),
+        (lp.target(delta_in_a_plate), ["'known' has a Delta", "numpyro.deterministic"]),
+        (lp.target(subsampled, Y), ["plate 'row' is subsampled (2 of 3", "subsample_size"]),
+    ],
+    ids=lambda value: value.description if hasattr(value, "description") else "",
+)
+def test_models_that_cannot_be_sampled(target, parts):
+    for use in (lambda: lp.sample(KEY, target), lambda: target.init_position(KEY)):
+        with refuse(ValueError, *parts) as error:
+            use()
+        assert any(target.description in note for note in error.value.__notes__)
+
+
+def test_a_plate_subsampled_to_its_full_size_is_no_subsample():
+    def model():
+        with numpyro.plate("row", 3, subsample_size=3):
+            numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    assert lp.target(model).init_position(KEY)["x"].shape == (3,)
+
+
+def test_a_model_that_raises_keeps_its_exception():
+    class Mine(Exception):
+        pass
+
+    def broken(y):
+        numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        raise Mine("my own message")
+
+    with pytest.raises(Mine) as error:
+        lp.sample(KEY, lp.target(broken, Y))
+    assert str(error.value) == "my own message"
+    assert any("tracing model broken" in note for note in error.value.__notes__)
+
+    def mismatched(x, y):
+        numpyro.sample("w", dist.Normal(jnp.zeros(3), 1.0) if x is None else dist.Normal(x @ y))
+
+    with pytest.raises(TypeError, match="dot_general") as error:
+        _ = lp.target(mismatched, jnp.zeros((2, 3)), jnp.zeros(2)).prototype
+    assert any("model mismatched" in note for note in error.value.__notes__)
+
+
+def log_of_negative(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.LogNormal(mu, 1.0), obs=y)
+
+
+def impossible():
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.factor("never", jnp.where(x > 0, -jnp.inf, -jnp.inf))
+
+
+def steep():
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.factor("kink", jnp.sqrt(0.0 * x))
+
+
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        (
+            lp.target(normal, Y.at[1].set(jnp.nan)),
+            ["site 'y' (-inf, NaN in its data)", "missing values"],
+        ),
+        (lp.target(log_of_negative, Y), ["site 'y' (-inf)", "support"]),
+        (lp.target(impossible), ["site 'never' (-inf)"]),
+        (lp.target(steep), ["the gradient for site 'x' is not finite"]),
+        (
+            MODEL.replace(init_strategy=init_to_value(values={"mu": jnp.array(1e30)})),
+            ["site 'mu' (-inf), 'y' (-inf)", "target.replace(init_strategy=...)"],
+        ),
+        (
+            lp.density(lambda x: jnp.log(x["a"]) - x["b"] ** 2, {"a": -9.0, "b": 0.0}),
+            ["value was nan.", "`position`", "init_strategy"],
+        ),
+        (
+            lp.density(lambda x: -jnp.sum(x["b"]) * jnp.inf, {"a": 0.0, "b": jnp.ones(2)}),
+            ["gradient not finite in b."],
+        ),
+    ],
+)
+def test_a_density_that_is_finite_nowhere_names_its_sites(target, parts):
+    with refuse(ValueError, *parts, "finite"):
+        target.init_position(KEY)
+
+
+def test_sample_says_the_same_and_the_chain():
+    target = lp.density(lambda x: -x * jnp.inf, 1.0)
+    with refuse(ValueError, "Chain 0", "not finite", "init_strategy"):
+        lp.sample(KEY, target, **SMALL)
+    with refuse(ValueError, "Chain 1", "not finite"):
+        lp.sample(KEY, DENSITY, **SMALL, initial=jnp.array([[0.0, 1.0], [jnp.nan, 1.0]]))
+
+
+# --- arguments and options of a target --------------------------------------------------------
+
+
+def test_arguments_that_the_model_does_not_take():
+    signature = "normal(y=None) does not take these arguments"
+    for args, kwargs, part in (
+        ((Y, Y), {}, "too many positional"),
+        ((), {"z": Y}, "'z'"),
+        ((), {"y": Y, "dims": {"y": ["row"]}}, "'dims'"),
+        ((), {"static": "y"}, "target.replace(...)"),
+    ):
+        with refuse(TypeError, "lp.target", signature, part):
+            lp.target(normal, *args, **kwargs)
+    with refuse(TypeError, "discrete(y)", "'y'"):
+        lp.target(discrete)
+    with refuse(TypeError, "expected a NumPyro model", "int"):
+        lp.target(3)  # pyright: ignore[reportArgumentType]
+
+
+def test_arguments_of_a_prediction_that_the_model_does_not_take():
+    with refuse(TypeError, "normal(y=None) does not take these arguments", "'x'"):
+        MODEL.predict(KEY, {"mu": jnp.zeros((1, 1))}, x=Y)
+
+
+@pytest.mark.parametrize("target", [MODEL, DENSITY], ids=["model", "density"])
+def test_options(target):
+    with refuse(TypeError, "unknown option dim", "static, dims, coords, init_strategy"):
+        target.replace(dim={})
+    with refuse(TypeError, "dims to be a dict", "list"):
+        target.replace(dims=["row"])
+    with refuse(TypeError, "coords to be a dict", "str"):
+        target.replace(coords="row")
+    with refuse(TypeError, "init_strategy to be a function", "'median'"):
+        target.replace(init_strategy="median")
+
+
+def test_static_names_an_argument():
+    with refuse(ValueError, "static", "z", "passed were y", "model normal"):
+        MODEL.replace(static=("y", "z"))
+    with refuse(ValueError, "static", "a density has none"):
+        DENSITY.replace(static="x")
+
+
+def test_an_improper_prior_cannot_be_drawn_from():
+    def improper(y):
+        support = dist.constraints.real
+        mu = numpyro.sample("mu", dist.ImproperUniform(support, (), ()))
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with refuse(ValueError, "model improper", "prior cannot be drawn", "ImproperUniform"):
+        lp.target(improper, Y).predict_prior(KEY, 2)
+
+
+def test_densities():
+    with refuse(TypeError, "expected a function", "int"):
+        lp.density(3, 0.0)  # pyright: ignore[reportArgumentType]
+    with refuse(TypeError, "position.n has dtype int32", "jnp.zeros(3)"):
+        lp.density(lambda x: x["a"], {"a": 0.0, "n": 1})
+    with refuse(TypeError, "bool"):
+        lp.density(lambda x: 0.0, jnp.array(True))
+    with refuse(ValueError, "scalar log density", "shape (2,)", "sum"):
+        lp.density(lambda x: -(x**2), jnp.zeros(2))
+    with refuse(TypeError, "floating-point log density", "int32"):
+        lp.density(lambda x: 1, jnp.zeros(2))  # pyright: ignore[reportArgumentType]
+    with refuse(ValueError, "holds no array"):
+        lp.density(lambda x: 0.0, {})
+
+
+# --- arguments of sample ----------------------------------------------------------------------
+
+
+def test_what_is_not_a_target():
+    with refuse(TypeError, "target", "function", "langevin_ppl.target(model"):
+        lp.sample(KEY, normal)
+    with refuse(TypeError, "target", "expected what langevin_ppl.target", "dict"):
+        lp.sample(KEY, {"mu": 0.0})
+
+
+@pytest.mark.parametrize("kernel", ["mala", None, NUTS, gaussian, lp.mala(gaussian, 0.1)])
+def test_what_is_not_a_kernel(kernel):
+    with refuse(TypeError, "kernel", "langevin_ppl.mala or blackjax.nuts"):
+        lp.sample(KEY, DENSITY, kernel)
+
+
+@pytest.mark.parametrize("kernel", [blackjax.sgld, blackjax.elliptical_slice])
+def test_algorithms_that_do_not_take_a_density(kernel):
+    with refuse(TypeError, "kernel", "does not sample a log density"):
+        lp.sample(KEY, DENSITY, kernel)
+
+
+def test_unknown_keywords_list_the_known():
+    known = "inverse_mass_matrix, step_size, temperature"
+    with refuse(TypeError, "unknown keyword stepsize", "langevin_ppl.mala", "step_size"):
+        lp.sample(KEY, DENSITY, stepsize=0.1)
+    with refuse(TypeError, "unknown keyword friction", "langevin_ppl.ula", known):
+        lp.sample(KEY, DENSITY, lp.ula, friction=0.1)
+    with refuse(TypeError, "unknown keyword tau", "blackjax.nuts", "step_size"):
+        lp.sample(KEY, DENSITY, blackjax.nuts, tau=0.1)
+    with refuse(TypeError, "unknown keyword L"):
+        lp.sample(KEY, DENSITY, parameters={"L": 0.1})
+
+
+@pytest.mark.parametrize("step_size", [0.0, -0.1, float("nan"), float("inf"), "large"])
+def test_step_sizes(step_size):
+    with refuse(ValueError, "langevin_ppl.mala", "step_size", "positive", repr(step_size)):
+        lp.sample(KEY, DENSITY, step_size=step_size)
+    with refuse(ValueError, "step_size", "positive"):
+        lp.ula(gaussian, step_size=step_size)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "parts"),
+    [
+        (jnp.ones(3), ["shape (2,) or (2, 2)", "2 dimensions", "(3,)"]),
+        (jnp.ones((2, 3)), ["shape (2,) or (2, 2)", "(2, 3)"]),
+        (jnp.ones((1, 2, 2)), ["shape (2,) or (2, 2)", "(1, 2, 2)"]),
+        (jnp.array([1.0, -1.0]), ["positive"]),
+        (jnp.array([1.0, jnp.nan]), ["positive"]),
+        (jnp.array([[1.0, 0.5], [0.0, 1.0]]), ["symmetric and positive definite"]),
+        (jnp.array([[1.0, 2.0], [2.0, 1.0]]), ["symmetric and positive definite"]),
+    ],
+)
+def test_inverse_mass_matrices(matrix, parts):
+    with refuse(ValueError, "inverse_mass_matrix", *parts):
+        lp.sample(KEY, DENSITY, step_size=0.1, inverse_mass_matrix=matrix)
+
+
+@pytest.mark.parametrize("name", ["num_chains", "num_samples", "thinning"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "3", None, jnp.ones(2)])
+def test_counts(name, value):
+    with refuse(ValueError, name, "integer of at least 1", repr(value)):
+        lp.sample(KEY, DENSITY, **{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 2.5, True, "3"])
+def test_counts_of_warmup(value):
+    with refuse(ValueError, "num_warmup", "0 or more", repr(value)):
+        lp.sample(KEY, DENSITY, num_warmup=value)
+
+
+def test_counts_may_be_numpys(earlier):
+    counts = {name: np.int64(SMALL[name]) for name in ("num_chains", "num_samples", "num_warmup")}
+    again = lp.sample(KEY, DENSITY, **counts, step_size=0.01)
+    np.testing.assert_array_equal(again["posterior"]["x"], earlier["posterior"]["x"])
+
+
+def test_without_warmup_there_is_nothing_to_tune_with():
+    for kernel in (lp.mala, lp.ula, blackjax.mala):
+        with refuse(TypeError, "needs step_size", "parameters=", "num_warmup > 0"):
+            lp.sample(KEY, DENSITY, kernel, num_warmup=0)
+    with refuse(TypeError, "blackjax.nuts needs inverse_mass_matrix, step_size"):
+        lp.sample(KEY, DENSITY, blackjax.nuts, num_warmup=0)
+    with refuse(TypeError, "blackjax.ghmc needs", "no adaptation"):
+        lp.sample(KEY, DENSITY, blackjax.ghmc)
+
+
+@pytest.mark.parametrize(
+    "key", [0, None, "key", jax.random.split(KEY, 2), jnp.zeros(2), np.zeros((2, 2), np.uint32)]
+)
+def test_keys(key):
+    with refuse(TypeError, "rng_key", "jax.random.key(0)", type(key).__name__):
+        lp.sample(key, DENSITY)
+
+
+def test_legacy_keys_are_taken(earlier):
+    again = lp.sample(jax.random.PRNGKey(0), DENSITY, **SMALL)
+    np.testing.assert_array_equal(again["posterior"]["x"], earlier["posterior"]["x"])
+    again = lp.sample(np.asarray(jax.random.PRNGKey(0)), DENSITY, **SMALL)
+    np.testing.assert_array_equal(again["posterior"]["x"], earlier["posterior"]["x"])
+
+
+@pytest.mark.parametrize(
+    "initial",
+    [
+        jnp.zeros(2),
+        jnp.zeros((3, 2)),
+        jnp.zeros((2, 3)),
+        {"x": jnp.zeros((2, 2))},
+        [jnp.zeros((2, 2))],
+        "start",
+        0.0,
+    ],
+)
+def test_initial_positions(initial):
+    with refuse(ValueError, "initial", "leading axis of num_chains", "(2, 2)"):
+        lp.sample(KEY, DENSITY, **SMALL, initial=initial)
+
+
+def test_initial_positions_of_other_runs(earlier):
+    with refuse(TypeError, "initial", "does not come from langevin_ppl.sample"):
+        lp.sample(KEY, DENSITY, **SMALL, initial=xr.DataTree())
+    with refuse(ValueError, "initial", "earlier run has the variables x", "mu"):
+        lp.sample(KEY, MODEL, **SMALL, initial=earlier)
+    with refuse(ValueError, "initial", "num_chains", "(3, 2)", "(2, 2)"):
+        lp.sample(KEY, DENSITY, **{**SMALL, "num_chains": 3}, initial=earlier)
+
+
+@pytest.mark.parametrize("parameters", [0.1, [0.1], "earlier", xr.DataTree()])
+def test_parameters(parameters):
+    with refuse(TypeError, "parameters", "a dict, or the DataTree of an earlier run"):
+        lp.sample(KEY, DENSITY, parameters=parameters)
+
+
+def test_groups():
+    with refuse(ValueError, "groups", "log_likelihood", "likelihoods"):
+        lp.sample(KEY, MODEL, groups=["likelihoods"])
+    with refuse(ValueError, "groups", "expected a list of", "'prior'"):
+        lp.sample(KEY, MODEL, groups="prior")
+    for group in ("log_likelihood", "posterior_predictive", "prior"):
+        with refuse(ValueError, "groups", group, "this target is a density"):
+            lp.sample(KEY, DENSITY, groups=[group])
+
+
+def test_dims_and_coords():
+    short = {**SMALL, "num_chains": 1}
+    with refuse(ValueError, "dims of 'mu'", "at most 0 names for shape ()", "group"):
+        lp.sample(KEY, MODEL.replace(dims={"mu": ["group"]}), **short)
+    with refuse(ValueError, "dims of 'y'", "at most 1 names for shape (3,)", "['a', 'b']"):
+        lp.sample(KEY, MODEL.replace(dims={"y": ["a", "b"]}), **short)
+    with refuse(ValueError, "coords of 'row'", "expected 3 values", "'y'", "got 2"):
+        lp.sample(KEY, MODEL.replace(coords={"row": ["a", "b"]}), **short)
+
+
+def test_a_metropolis_test_needs_all_the_data():
+    from langevin_ppl.base import Estimate, GradientEstimator
+
+    def estimate(batch, position, memory):
+        return Estimate(*jax.value_and_grad(gaussian)(position)), memory
+
+    noisy = GradientEstimator(lambda position: (), lambda key, step: (), estimate, exact=False)
+    with refuse(ValueError, "langevin_ppl.mala has a Metropolis test", "langevin_ppl.ula"):
+        lp.mala(noisy, step_size=0.1)
