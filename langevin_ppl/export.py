@@ -111,13 +111,13 @@ def _model_groups(
         "observed_data": target.observed_data,
         "constant_data": target.constant_data,
     }
-    key_posterior, key_prior = jax.random.split(rng_key)
     if "log_likelihood" in groups:
         out["log_likelihood"] = target.log_likelihood(posterior)
     if "posterior_predictive" in groups:
-        out["posterior_predictive"] = target.predict(key_posterior, posterior)
+        key = jax.random.fold_in(rng_key, 0)
+        out["posterior_predictive"] = target.predict(key, posterior)
     if "prior" in groups:
-        draws = target.predict_prior(key_prior, num_samples)
+        draws = target.predict_prior(jax.random.fold_in(rng_key, 1), num_samples)
         observed = set(target.structure.observed)
         out["prior"] = {k: v for k, v in draws.items() if k not in observed}
         out["prior_predictive"] = {k: v for k, v in draws.items() if k in observed}

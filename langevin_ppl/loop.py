@@ -5,8 +5,8 @@ number of steps of a chunk is an argument of the compiled program, so chunks of 
 one compilation, and where they are cut changes no draw, bit for bit.
 """
 
+import functools
 import math
-import operator
 import os
 import time
 from collections.abc import Callable
@@ -24,8 +24,9 @@ __all__ = ["Outcome", "capacity_for", "drive", "repeat"]
 CHUNK_SECONDS = 0.5
 """Aimed duration of a chunk: how long Ctrl-C waits and how often progress is shown."""
 
-CHUNK_BYTES = 2**26
-"""Most memory that the outputs of one chunk may take on the device."""
+CHUNK_BYTES = 2**22
+"""Most memory that the outputs of one chunk may take on the device. Their buffers are cleared for
+every chunk, so that longer ones only pay where a chunk fills them."""
 
 FIRST_CHUNKS = (32, 256)
 """Lengths of the first chunks, before a rate is known (the first one includes compilation)."""
@@ -128,7 +129,7 @@ def drive(
     KeyboardInterrupt
         If Ctrl-C came before the first chunk was done.
     """
-    blocks: list[Any] = []
+    outputs: Any = None
     done, lengths = 0, list(FIRST_CHUNKS)
     complete = True
     bar = tqdm(total=num_steps, desc=label, disable=not progress or bool(os.environ.get("CI")))
@@ -144,16 +145,23 @@ def drive(
                     length = math.ceil(rate * CHUNK_SECONDS)
                 count = max(1, min(length, capacity, num_steps - done))
                 began = time.perf_counter()
-                new_carry, outputs = program(carry, done, count)
-                outputs = jax.tree.map(np.asarray, outputs)
-                carry = new_carry  # only now: Ctrl-C may have come while the outputs were awaited
+                new_carry, rows = program(carry, done, count)
+                rows = jax.tree.map(np.asarray, rows)
+                carry = new_carry  # only now: Ctrl-C may have come while the rows were awaited
                 rate = count / max(time.perf_counter() - began, 1e-9)
-                blocks.append(jax.tree.map(operator.itemgetter(slice(count)), outputs))
+                if outputs is None:
+                    outputs = jax.tree.map(
+                        lambda r: np.empty((num_steps, *r.shape[1:]), r.dtype), rows
+                    )
+                jax.tree.map(functools.partial(_store, start=done, count=count), outputs, rows)
                 done += count
                 bar.update(count)
         except KeyboardInterrupt:
-            if not blocks:
+            if done == 0:
                 raise
             complete = False
-    outputs = jax.tree.map(lambda *rows: np.concatenate(rows), *blocks) if blocks else None
-    return Outcome(carry, outputs, complete)
+    return Outcome(carry, jax.tree.map(lambda rows: rows[:done], outputs), complete)
+
+
+def _store(outputs: np.ndarray, rows: np.ndarray, *, start: int, count: int) -> None:
+    outputs[start : start + count] = rows[:count]

@@ -46,7 +46,9 @@ class Preconditioner(NamedTuple):
         return self.factor @ self.factor.T if self.factor.ndim == 2 else self.factor**2
 
 
-def preconditioner(inverse_mass_matrix: ArrayLike | Preconditioner) -> Preconditioner:
+def preconditioner(
+    inverse_mass_matrix: ArrayLike | Preconditioner, dimension: int | None = None
+) -> Preconditioner:
     """Factorise an inverse mass matrix; a `Preconditioner` is returned as it is.
 
     Parameters
@@ -54,13 +56,16 @@ def preconditioner(inverse_mass_matrix: ArrayLike | Preconditioner) -> Precondit
     inverse_mass_matrix
         Positive scalar, vector ``[dimension]`` or symmetric positive definite matrix
         ``[dimension, dimension]``, in the order of the flattened position.
+    dimension
+        Dimension of the positions, if known.
 
     Raises
     ------
     ValueError
-        If it has more than two dimensions or is not square.
+        If it has more than two dimensions, is not square, or is of another dimension.
     """
     if isinstance(inverse_mass_matrix, Preconditioner):
+        _check_dimension(inverse_mass_matrix.factor, dimension)
         return inverse_mass_matrix
     matrix = jnp.asarray(inverse_mass_matrix)
     if matrix.ndim > 2 or (matrix.ndim == 2 and matrix.shape[0] != matrix.shape[1]):
@@ -68,5 +73,16 @@ def preconditioner(inverse_mass_matrix: ArrayLike | Preconditioner) -> Precondit
             "inverse_mass_matrix: expected a scalar, a vector [dimension] or a square matrix "
             f"[dimension, dimension], got shape {matrix.shape}."
         )
-    matrix = matrix.astype(jnp.result_type(matrix, jnp.float32))
+    _check_dimension(matrix, dimension)
+    if not jnp.issubdtype(matrix.dtype, jnp.floating):
+        matrix = matrix.astype(jnp.result_type(float))
     return Preconditioner(jnp.linalg.cholesky(matrix) if matrix.ndim == 2 else jnp.sqrt(matrix))
+
+
+def _check_dimension(matrix: Array, dimension: int | None) -> None:
+    # A vector of the wrong length would broadcast against a position of length 1, silently.
+    if dimension is not None and matrix.ndim > 0 and matrix.shape[0] != dimension:
+        raise ValueError(
+            f"inverse_mass_matrix: expected a scalar, shape ({dimension},) or ({dimension}, "
+            f"{dimension}) for positions of {dimension} numbers, got {matrix.shape}."
+        )

@@ -34,7 +34,7 @@ __all__ = ["sample"]
 DEFAULT_WARMUP = 500
 
 MAX_DIVERGENT_SHARE = 0.05
-"""Share of divergent proposals of a Langevin kernel above which `sample` warns; each is flagged.
+"""Share of divergent steps of a Langevin kernel above which `sample` warns; each is flagged.
 
 A single Langevin proposal may overshoot by any amount and is then rejected, which is harmless if
 it is rare. A trajectory of HMC that diverges is not, so for BlackJAX's kernels every one counts.
@@ -234,8 +234,11 @@ def _reported(tuned: Tuned) -> dict[str, Any]:
     """Parameters under their public names, arrays as NumPy arrays."""
     reported: dict[str, Any] = {name: value.value for name, value in tuned.plan.fixed}
     for name, value in tuned.parameters.items():
-        plain = value.inverse_mass_matrix if isinstance(value, Preconditioner) else value
-        reported[name] = np.asarray(plain)
+        if isinstance(value, Preconditioner):
+            factor = np.asarray(value.factor)  # in NumPy: nothing to compile
+            reported[name] = factor @ factor.T if factor.ndim == 2 else factor**2
+        else:
+            reported[name] = np.asarray(value)
     return reported
 
 
@@ -260,7 +263,8 @@ def _rounding_doubt(draws: Draws, layout: Layout) -> str:
 
 def _warn(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
     """Report what went wrong, naming chains and steps."""
-    name, own = traits(kernel).name, isinstance(kernel, Kernel)
+    name = traits(kernel).name
+    share = MAX_DIVERGENT_SHARE if isinstance(kernel, Kernel) else 0.0
     loss = float(np.nanmean(draws.stats.get("taming_loss", np.zeros(1))))
     if not attributes["exact"] and loss > MAX_TAMING_LOSS:
         warnings.warn(
@@ -284,7 +288,7 @@ def _warn(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
     message = ""
     if lost.any():
         message = _lost_message(name, diverging, lost, attributes["thinning"])
-    elif (diverging.mean(axis=1) > (MAX_DIVERGENT_SHARE if own else 0.0)).any():
+    elif (diverging.mean(axis=1) > (1.0 - (1.0 - share) ** attributes["thinning"])).any():
         counts = ", ".join(f"{int(n)} in chain {c}" for c, n in enumerate(diverging.sum(axis=1)))
         message = (
             f"{name} made divergent proposals ({counts}, of {diverging.shape[1]} draws each): "

@@ -20,16 +20,16 @@ __all__ = ["Taming", "coordinatewise", "norm", "normwise", "polynomial", "taming
 type Taming = Callable[[Array, Array, ArrayLike], Array]
 
 
-def _largest(x: Array) -> Array:
-    """Largest absolute entry, 1 where all entries are zero (so that it can be divided by)."""
-    largest = jnp.max(jnp.abs(x))
-    return jnp.where(largest > 0, largest, 1.0)
+def _scale(x: Array) -> Array:
+    """Largest absolute entry, kept where it and its reciprocal are normal numbers."""
+    limits = jnp.finfo(x.dtype)
+    return jnp.clip(jnp.max(jnp.abs(x)), 8 * limits.tiny, limits.max / 8)
 
 
 def norm(x: Array) -> Array:
     """Euclidean norm of a vector, safe from overflow and underflow of the squares."""
-    largest = _largest(x)
-    return largest * jnp.sqrt(jnp.sum((x / largest) ** 2))
+    scale = _scale(x)
+    return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
 
 
 def untamed(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
@@ -47,9 +47,9 @@ def normwise(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
     Brosse, Durmus, Moulines, Sabanis, *The tamed unadjusted Langevin algorithm*,
     Stochastic Processes and their Applications 129 (2019), arXiv:1710.05559.
     """
-    largest = _largest(gradient)
-    scaled = gradient / largest
-    return scaled / (1.0 / largest + step_size * jnp.sqrt(jnp.sum(scaled**2)))
+    scale = _scale(gradient)
+    scaled = gradient / scale
+    return scaled / (1.0 / scale + step_size * jnp.sqrt(jnp.sum(scaled**2)))
 
 
 def coordinatewise(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
@@ -59,9 +59,9 @@ def coordinatewise(gradient: Array, position: Array, step_size: ArrayLike) -> Ar
     ----------
     Brosse et al. (2019), arXiv:1710.05559.
     """
-    largest = _largest(gradient)
-    scaled = gradient / largest
-    return scaled / (1.0 / largest + step_size * jnp.abs(scaled))
+    scale = _scale(gradient)
+    scaled = gradient / scale
+    return scaled / (1.0 / scale + step_size * jnp.abs(scaled))
 
 
 def polynomial(power: ArrayLike) -> Taming:
@@ -90,5 +90,6 @@ def polynomial(power: ArrayLike) -> Taming:
 
 def taming_loss(gradient: Array, drift: Array) -> Array:
     r"""Share of the gradient that taming removed, :math:`\|G - T(G)\| / \|G\|`, 0 where G = 0."""
-    largest = _largest(gradient)
-    return norm((gradient - drift) / largest) / norm(gradient / largest)
+    scale = _scale(gradient)
+    whole, lost = norm(gradient / scale), norm((gradient - drift) / scale)
+    return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1.0), 0.0)

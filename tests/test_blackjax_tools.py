@@ -61,9 +61,8 @@ def test_run_inference_algorithm_with_an_inexact_gradient():
     assert np.all(np.isfinite(states.position["x"]))
 
 
-@pytest.mark.parametrize("kernel", [lp.mala, lp.tula], ids=repr)
-def test_thin_algorithm(kernel):
-    algorithm = kernel(logdensity, step_size=0.1)
+def test_thin_algorithm():
+    algorithm = lp.tmala(logdensity, step_size=0.1)
     thinned = thin_algorithm(
         algorithm, thinning=3, info_transform=lambda info: jax.tree.map(jnp.mean, info)
     )
@@ -76,9 +75,8 @@ def test_thin_algorithm(kernel):
     np.testing.assert_allclose(states.position["x"][0], state.position["x"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [lp.mala, lp.ula], ids=repr)
-def test_store_only_expectation_values(kernel):
-    algorithm = kernel(logdensity, step_size=0.1)
+def test_store_only_expectation_values():
+    algorithm = lp.ula(logdensity, step_size=0.1)
     streaming, transform = store_only_expectation_values(
         algorithm, state_transform=lambda state: state.position["x"]
     )

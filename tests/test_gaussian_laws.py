@@ -116,16 +116,18 @@ def law_of(logdensity_fn, grid, temperature=1.0):
     return weights / weights.sum()
 
 
-def proposal_noise(steps, grid, parameters, normals=()):
+def proposal_noise(steps, grid, parameters, normals=(), repeats=1):
     """Noise that leads from each point of the grid to each other one, and its scale.
 
     ``normals`` are appended to the noise; for a Metropolis test, large ones force acceptance.
+    ``repeats`` makes the shapes those of another call, to share its compilation.
     """
+    starts = np.repeat(grid, repeats)
 
     def end(noise):
-        noises = np.broadcast_to([noise, *normals], (len(grid), 1 + len(normals)))
-        state, _ = steps(jnp.array(grid)[:, None], jnp.array(noises), parameters)
-        return np.array(state.position[:, 0])
+        noises = np.broadcast_to([noise, *normals], (len(starts), 1 + len(normals)))
+        state, _ = steps(jnp.array(starts)[:, None], jnp.array(noises), parameters)
+        return np.array(state.position[::repeats, 0])
 
     mean = end(0.0)
     scale = end(1.0) - mean
@@ -225,7 +227,7 @@ def test_adjusted_kernels_leave_the_target_invariant(kernel, logdensity_fn):
     steps = compiled(kernel, logdensity_fn)
     with jax.enable_x64(True):
         parameters = dict(step_size=1.2, temperature=1.6, inverse_mass_matrix=np.float64(0.7))
-        noise, scale = proposal_noise(steps, grid, parameters, (1e9, 1e9))
+        noise, scale = proposal_noise(steps, grid, parameters, (1e9, 1e9), len(grid))
         starts = jnp.repeat(jnp.array(grid), len(grid))[:, None]
         noises = jnp.stack([noise.ravel(), *jnp.zeros((2, noise.size))], axis=1)
         accepted = np.array(steps(starts, noises, parameters)[1].acceptance_rate)

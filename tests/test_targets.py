@@ -409,6 +409,9 @@ def test_requests_for_a_key_do_not_randomise_a_density():
     expected = stats.norm(0, 1).logpdf(0.4) + stats.norm(0.4 * kept, 1).logpdf(Y).sum()
     assert_close(target.logdensity_fn(position), expected)
     assert 0 < int(jnp.sum(kept)) < 5
+    # Predictions are of the model whose density was sampled, each with its own noise.
+    predicted = np.asarray(target.predict(KEY, {"mu": jnp.full((1, 4000), 9.0)})["y"])[0]
+    assert_moments(predicted, 9.0 * np.asarray(kept), np.ones(5))
 
 
 # --- starting positions -----------------------------------------------------------------------
@@ -773,8 +776,11 @@ def test_event_dims_and_reserved_names():
             infer = {"event_dims": ["factor"]}
             numpyro.sample("x", dist.Normal().expand([4]).to_event(1), infer=infer)
         numpyro.sample("z", dist.Normal().expand([2, 3]).to_event(2), infer=infer)
+        infer = {"event_dims": ["draw"]}
+        numpyro.sample("w", dist.Normal().expand([4]).to_event(1), infer=infer)
 
     target = lp.target(model)
+    assert target.dims["w"] == ["draw_dim"]
     assert target.dims["x"] == ["chain_plate", "draw_plate", "factor"]
     assert target.dims["z"] == ["z_dim_0", "factor"]
 
@@ -1030,7 +1036,8 @@ def test_density_starts_near_the_position_or_by_its_strategy():
 
     target = lp.density(logdensity, jnp.full(200, 10.0))
     start = target.init_position(KEY)
-    assert 1.5 < float(jnp.max(jnp.abs(start - 10.0))) <= 2.0
+    assert 1.5 < float(jnp.max(start - 10.0)) <= 2.0
+    assert -1.5 > float(jnp.min(start - 10.0)) >= -2.0
     exact = target.replace(init_strategy=lambda key: np.full(200, 3.0))
     assert_close(exact.init_position(KEY), jnp.full(200, 3.0))
     with pytest.raises(ValueError, match=r"shapes \(200,\).*got \(3,\)"):

@@ -1,6 +1,5 @@
 """What every kernel is: an object like BlackJAX's, built from one ``transition``."""
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from langevin_ppl.gradients import as_estimator
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
 from langevin_ppl.tree import ravel
 
-__all__ = ["Kernel", "KernelInfo", "KernelState", "draw_noise", "kernel"]
+__all__ = ["Draw", "Kernel", "KernelInfo", "KernelState", "Transition", "draw_noise"]
 
 
 class KernelState(NamedTuple):
@@ -56,7 +55,7 @@ class KernelInfo(NamedTuple):
     Attributes
     ----------
     is_divergent
-        Unadjusted kernels: the position or gradient is not finite, which is absorbing.
+        Unadjusted kernels: position, log density or gradient is not finite, which is absorbing.
         Adjusted kernels: the proposal was not finite or its energy error exceeded 1000.
     logdensity
         Log density, or its estimate, at the new position.
@@ -88,34 +87,48 @@ class Kernel:
     ``draw`` makes the randomness of a step and ``transition`` uses it. Kernels are hashed by
     identity and pickled by name.
 
-    Attributes
+    Parameters
     ----------
+    name
+        Where the kernel can be imported from, ``module.name``.
+    transition
+        ``transition(randomness, state, gradient, **parameters) -> (State, Info)``. Its
+        parameters after ``gradient`` are those of the kernel.
+    draw
+        ``draw(rng_key, state, gradient) -> Randomness``.
     exact
         Whether the stationary law is the target at any step size.
     target_acceptance_rate
         What the step size of an adjusted kernel is tuned to, else None.
     tuner
         The adjusted kernel by which warm-up tunes this one; itself if it is adjusted.
+    doc
+        Docstring: update equation, what it targets, order of the bias, gradients a step, source.
+
+    Attributes
+    ----------
     parameters
         Names and defaults of the parameters; `inspect.Parameter.empty` where there is none.
     """
 
     def __init__(
         self,
+        name: str,
         transition: Transition,
         draw: Draw,
         *,
         exact: bool,
         target_acceptance_rate: float | None = None,
         tuner: "Kernel | None" = None,
+        doc: str,
     ):
+        self.__module__, _, self.__name__ = name.rpartition(".")
+        self.__doc__ = doc
         self.transition = transition
         self.draw = draw
         self.exact = exact
         self.target_acceptance_rate = target_acceptance_rate
         self.tuner = self if tuner is None else tuner
-        self.__name__: str = transition.__name__
-        functools.update_wrapper(self, transition)
         _, _, _, *own = inspect.signature(transition).parameters.values()
         self.parameters: Mapping[str, Any] = {p.name: p.default for p in own}
         self.__signature__ = inspect.Signature([_parameter("logdensity_fn"), *own])
@@ -147,7 +160,9 @@ class Kernel:
         try:
             bound = self.__signature__.bind(logdensity_fn, *args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self!r}{self.__signature__}: {error}.") from None
+            raise TypeError(
+                f"{self!r}: {error}. Its parameters are {', '.join(self.parameters)}."
+            ) from None
         bound.apply_defaults()
         parameters = self.prepare(
             {k: v for k, v in bound.arguments.items() if k != "logdensity_fn"}
@@ -174,7 +189,8 @@ class Kernel:
         ``rng_key`` is read only by minibatch estimators.
         """
         estimator = self._estimator(logdensity_fn)
-        position = jax.tree.map(jnp.asarray, position)
+        # Python numbers are weakly typed, and a step would return another type than it took.
+        position = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), position)
         step = jnp.zeros((), jnp.int32)
         memory = estimator.init(position)
         batch: Any = ()
@@ -235,27 +251,6 @@ class Kernel:
         return estimator
 
 
-def kernel(
-    draw: Draw,
-    *,
-    exact: bool = False,
-    target_acceptance_rate: float | None = None,
-    tuner: Kernel | None = None,
-) -> Callable[[Transition], Kernel]:
-    """Make a `Kernel` of a transition, which lends it name, signature and docstring."""
-
-    def decorate(transition: Transition) -> Kernel:
-        return Kernel(
-            transition,
-            draw,
-            exact=exact,
-            target_acceptance_rate=target_acceptance_rate,
-            tuner=tuner,
-        )
-
-    return decorate
-
-
 def draw_noise(
     rng_key: PRNGKey, state: KernelState, gradient: GradientEstimator, extra: int = 0
 ) -> Randomness:
@@ -291,8 +286,14 @@ def check_positive_definite(owner: Any, matrix: Any) -> None:
     if array.ndim < 2:
         check_positive(owner, "inverse_mass_matrix", matrix)
     elif array.ndim == 2 and array.shape[0] == array.shape[1]:
-        symmetric = np.allclose(array, array.T, rtol=1e-4, atol=1e-6 * np.max(np.abs(array)))
-        if not (symmetric and np.linalg.eigvalsh(array)[0] > 0):
+        # At unit diagonal, because parameters may have units as far apart as float32 can hold.
+        diagonal = np.diagonal(array)
+        valid = bool(np.all(np.isfinite(array)) and np.all(diagonal > 0))
+        if valid:
+            scale = 1.0 / np.sqrt(diagonal.astype(np.float64))
+            unit = scale[:, None] * array * scale
+            valid = np.allclose(unit, unit.T, atol=1e-4) and np.linalg.eigvalsh(unit)[0] > 0
+        if not valid:
             raise ValueError(
                 f"{owner}: expected inverse_mass_matrix to be symmetric and positive definite."
             )

@@ -120,15 +120,9 @@ def bind(
     # Positional arguments come first in `named`, in their order.
     labels = {str(i): name for i, name in zip(range(len(args)), named, strict=False)}
     by_slot = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
-    is_static = {k: labels.get(k, k) in static for k in by_slot}
-    spec, arrays = split(
-        {k: value for k, value in by_slot.items() if not is_static[k]},
-        {
-            slot: jax.tree.map(_concrete, value)
-            for slot, value in by_slot.items()
-            if is_static[slot]
-        },
-    )
+    code = {k: value for k, value in by_slot.items() if labels.get(k, k) in static}
+    data = {k: value for k, value in by_slot.items() if k not in code}
+    spec, arrays = split(data, {k: jax.tree.map(_concrete, value) for k, value in code.items()})
     return Code(model, spec), arrays
 
 

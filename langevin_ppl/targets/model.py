@@ -183,8 +183,8 @@ class ModelTarget(BaseTarget):
             f"{self.description}: no starting position with a finite log density was found. "
             f"At the last one tried, {' and '.join(what) or 'their sum is not finite'}. Check "
             "the model and the data there (a value outside a distribution's support, a "
-            "logarithm of 0, missing values), or set target.replace(init_strategy=...), for "
-            "example numpyro.infer.init_to_median."
+            "logarithm of 0, missing values without a mask), or set "
+            "target.replace(init_strategy=...), for example numpyro.infer.init_to_median."
         )
 
     def constrain(self, position: Position, batch_ndims: int = 0) -> dict[str, Array]:
@@ -203,6 +203,9 @@ class ModelTarget(BaseTarget):
         self, rng_key: PRNGKey, samples: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
         """Draw the observed sites anew for every posterior draw.
+
+        Those count that ``obs=`` or ``handlers.condition`` observes. Inside ``scan``, a path that
+        goes on from what was observed is drawn anew from its beginning.
 
         Parameters
         ----------

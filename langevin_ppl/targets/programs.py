@@ -51,10 +51,7 @@ class ModelLogDensity:
 
 
 class _ConstantKey(Messenger):
-    """Give a constant key to statements such as dropout's, which a density must not randomise.
-
-    Not for a model that is seeded: its draws would all be the same.
-    """
+    """Give a constant key to statements such as dropout's, which a density must not randomise."""
 
     def process_message(self, msg: Any) -> None:
         """Answer a request for a key."""
@@ -63,9 +60,10 @@ class _ConstantKey(Messenger):
 
 
 class _Redrawn(Messenger):
-    """Draw observed sites anew: NumPyro's ``uncondition``, which stops before ``scan``.
+    """Draw observed sites anew.
 
-    There, later steps would go on from the values observed.
+    NumPyro's ``uncondition`` stops before ``scan``, where later steps would go on from the values
+    observed, and would ask `_ConstantKey` for its key.
     """
 
     def process_message(self, msg: Any) -> None:
@@ -81,11 +79,11 @@ class _Redrawn(Messenger):
 
 
 def _prepare(
-    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], *, seeded: bool = False
+    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any]
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Model with its ``param`` and ``mutable`` sites held at given values, and its arguments."""
     model = handlers.substitute(code.model.value, data=fixed)
-    return model if seeded else _ConstantKey(model), *code.arguments(arrays)
+    return _ConstantKey(model), *code.arguments(arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -117,7 +115,7 @@ def observed_values(
     code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], names: tuple[str, ...]
 ) -> dict[str, Array]:
     """Values of observed sites."""
-    model, args, kwargs = _prepare(code, arrays, fixed, seeded=True)
+    model, args, kwargs = _prepare(code, arrays, fixed)
     seeded = handlers.substitute(
         handlers.seed(model, jax.random.key(0)), substitute_fn=init_to_uniform()
     )
@@ -162,7 +160,7 @@ def predict(
     observed: tuple[str, ...],
 ) -> dict[str, Array]:
     """Observed sites drawn anew for constrained values ``[chain, draw, ...]``."""
-    model, args, kwargs = _prepare(code, arrays, fixed, seeded=True)
+    model, args, kwargs = _prepare(code, arrays, fixed)
     predictive = Predictive(
         _Redrawn(model),
         latent,
@@ -183,7 +181,7 @@ def predict_prior(
     names: tuple[str, ...],
 ) -> dict[str, Array]:
     """Sites drawn with nothing observed, ``[num_samples, ...]``."""
-    model, args, kwargs = _prepare(code, arrays, fixed, seeded=True)
+    model, args, kwargs = _prepare(code, arrays, fixed)
     predictive = Predictive(
         _Redrawn(model),
         num_samples=num_samples,
@@ -226,7 +224,7 @@ class Strategy:
 
     def __call__(self, rng_key: PRNGKey, data: Any) -> Position:
         """Propose a position."""
-        model, args, kwargs = _prepare(self.code, *data, seeded=True)
+        model, args, kwargs = _prepare(self.code, *data)
         seeded = handlers.substitute(
             handlers.seed(model, rng_key), substitute_fn=self.strategy.value
         )

@@ -17,6 +17,7 @@ from numpyro.infer import init_to_uniform
 
 from langevin_ppl.base import Array
 from langevin_ppl.targets.calls import Code
+from langevin_ppl.targets.target import RESERVED_DIMS
 from langevin_ppl.tree import Layout
 
 __all__ = ["Structure", "inspect_model"]
@@ -160,12 +161,10 @@ def _site_dims(name: str, site: dict[str, Any]) -> tuple[str, ...]:
         for dim, frame in frames.items():
             axis = len(shape) - event_ndim + dim
             if axis >= 0 and shape[axis] == frame.size:
-                # These two dimensions are ArviZ's own.
-                reserved = frame.name in ("chain", "draw")
-                dims[axis] = f"{frame.name}_plate" if reserved else frame.name
+                dims[axis] = f"{frame.name}_plate" if frame.name in RESERVED_DIMS else frame.name
         event_dims = list(site.get("infer", {}).get("event_dims", []))
         for offset, label in enumerate(reversed(event_dims[-event_ndim:] if event_ndim else [])):
-            dims[len(shape) - 1 - offset] = label
+            dims[len(shape) - 1 - offset] = f"{label}_dim" if label in RESERVED_DIMS else label
     return tuple(dims)
 
 

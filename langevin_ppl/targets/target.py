@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from langevin_ppl.base import Array, GradientEstimator, LogDensity, Position, PRNGKey
 from langevin_ppl.tree import all_finite, ravel
 
-__all__ = ["MAX_TRIES", "BaseTarget", "Options", "Proposal", "first_valid"]
+__all__ = ["MAX_TRIES", "RESERVED_DIMS", "BaseTarget", "Options", "Proposal", "first_valid"]
 
 MAX_TRIES = 100
 """Starting positions tried before giving up (as many as NumPyro tries)."""
 
+RESERVED_DIMS = {"chain", "draw"}
+"""Names of ArviZ's own dimensions."""
 
 type Proposal = Callable[[PRNGKey, Any], Position]
 
@@ -62,10 +64,32 @@ def _strategy(value: Any) -> Any:
     return value
 
 
+def _dims(value: Any) -> dict[str, tuple[str, ...]]:
+    dims = {variable: _names(names) for variable, names in _mapping("dims", value).items()}
+    for variable, names in dims.items():
+        if RESERVED_DIMS & set(names):
+            raise ValueError(
+                f"target.replace: dims of '{variable}' name the axes after chain and draw, which "
+                f"are ArviZ's own; got {list(names)}."
+            )
+    return dims
+
+
+def _coords(value: Any) -> dict[str, Any]:
+    coords = _mapping("coords", value)
+    for name, values in coords.items():
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise TypeError(
+                f"target.replace: expected coords of '{name}' to be a list of values, got "
+                f"{values!r}."
+            )
+    return coords
+
+
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "static": _names,
-    "dims": lambda value: {k: _names(v) for k, v in _mapping("dims", value).items()},
-    "coords": lambda value: _mapping("coords", value),
+    "dims": _dims,
+    "coords": _coords,
     "init_strategy": _strategy,
 }
 
@@ -104,7 +128,7 @@ class BaseTarget:
         TypeError
             For an unknown option, or a value of the wrong type.
         ValueError
-            If ``static`` names no argument of the model.
+            If ``static`` names no argument of the model, or ``dims`` hold ``chain`` or ``draw``.
         """
         unknown = sorted(set(options) - set(Options._fields))
         if unknown:

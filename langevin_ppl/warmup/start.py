@@ -18,6 +18,12 @@ DENSE_LIMIT = 100
 MIN_EIGENVALUE = 1e-6
 """Smallest eigenvalue of the unit-diagonal Hessian that counts as positive."""
 
+SETTLED = 0.1
+"""Newton decrement, in squared posterior standard deviations, that needs no further step."""
+
+MAX_ROUNDS = 8
+"""Most Newton steps."""
+
 
 class Start(NamedTuple):
     """Starting points of all chains.
@@ -46,24 +52,60 @@ def square_root(factor: Array) -> Array:
     return jnp.linalg.qr(factor.T, mode="r").T
 
 
-def _curvature(logdensity_fn: Callable[[Array], Array], mode: Array) -> tuple[Array, Array, Array]:
-    """Factor of the inverse Hessian, its Newton decrement, and whether it is a mode.
+class _Mode(NamedTuple):
+    """A candidate for a mode.
 
-    The Hessian is scaled to a unit diagonal first: a floor on its own eigenvalues would be
-    wrong wherever parameters have different units.
+    ``factor`` is a square root of the inverse Hessian there, ``decrement`` the squared length of
+    the gradient in its frame, ``is_mode`` whether the Hessian is positive definite.
     """
-    gradient_fn = jax.grad(logdensity_fn)
-    basis = jnp.eye(mode.size, dtype=mode.dtype)
-    rows = jax.vmap(lambda v: jax.jvp(gradient_fn, (mode,), (v,))[1])(basis)
-    hessian = -0.5 * (rows + rows.T)
-    diagonal = jnp.diagonal(hessian)
-    scale = 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    eigenvalues, vectors = jnp.linalg.eigh(scale[:, None] * hessian * scale)
-    positive = jnp.all(diagonal > 0) & (eigenvalues[0] > MIN_EIGENVALUE)
-    safe = jnp.where(eigenvalues > MIN_EIGENVALUE, eigenvalues, 1.0)
-    factor = scale[:, None] * vectors / jnp.sqrt(safe)
-    whitened = factor.T @ gradient_fn(mode)
-    return factor, jnp.sum(whitened**2), positive & all_finite(factor)
+
+    position: Array
+    factor: Array
+    decrement: Array
+    is_mode: Array
+    num_rounds: Array
+    settled: Array
+
+
+def _refine(logdensity_fn: Callable[[Array], Array], position: Array) -> _Mode:
+    """Newton steps from where L-BFGS ended, which in float32 is short of an ill-conditioned mode.
+
+    The Hessian, by jvp of the gradient, is scaled to a unit diagonal before it is judged: a floor
+    on its own eigenvalues would be wrong wherever parameters have different units.
+    """
+    value_and_gradient = jax.value_and_grad(logdensity_fn)
+    basis = jnp.eye(position.size, dtype=position.dtype)
+
+    def body(mode: _Mode) -> _Mode:
+        x = mode.position
+        value, gradient = value_and_gradient(x)
+        rows = jax.vmap(lambda v: jax.jvp(jax.grad(logdensity_fn), (x,), (v,))[1])(basis)
+        hessian = -0.5 * (rows + rows.T)
+        diagonal = jnp.diagonal(hessian)
+        scale = 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+        eigenvalues, vectors = jnp.linalg.eigh(scale[:, None] * hessian * scale)
+        positive = jnp.all(diagonal > 0) & (eigenvalues[0] > MIN_EIGENVALUE)
+        safe = jnp.where(eigenvalues > MIN_EIGENVALUE, eigenvalues, 1.0)
+        factor = scale[:, None] * vectors / jnp.sqrt(safe)
+        pulled = factor.T @ gradient
+        is_mode = positive & all_finite(factor, value)
+        newton = x + factor @ pulled
+        moves = is_mode & (jnp.sum(pulled**2) > SETTLED) & (logdensity_fn(newton) > value)
+        return _Mode(
+            jnp.where(moves, newton, x),
+            factor,
+            jnp.sum(pulled**2),
+            is_mode,
+            mode.num_rounds + 1,
+            ~moves,
+        )
+
+    def unsettled(mode: _Mode) -> Array:
+        return ~mode.settled & (mode.num_rounds < MAX_ROUNDS)
+
+    nothing = jnp.zeros((), position.dtype)
+    start = _Mode(position, basis, nothing, jnp.asarray(False), jnp.asarray(0), jnp.asarray(False))
+    return jax.lax.while_loop(unsettled, body, start)
 
 
 def laplace_start(
@@ -71,7 +113,7 @@ def laplace_start(
 ) -> Start:
     """Optimise from every start and spread the chains by the curvature found.
 
-    L-BFGS runs from every position. A chain counts as found where the Hessian is positive
+    L-BFGS and then Newton's method run from every position. A chain counts as found where the Hessian is positive
     definite and the Newton decrement is below the dimension, that is within the bulk of the
     Laplace approximation; it starts at its own mode plus Laplace noise. Other chains keep their
     own position: an optimiser that runs along a funnel or to infinity must not choose where a
@@ -99,18 +141,20 @@ def laplace_start(
         starts = jnp.where(found[:, None], minima.position, positions)
         factor = jnp.ones(dimension, positions.dtype)
         return Start(starts, factor, found, minima.num_evaluations)
-    factors, decrement, is_mode = jax.vmap(lambda x: _curvature(logdensity_fn, x))(minima.position)
-    found = is_mode & (decrement < dimension) & jnp.isfinite(values)
+    modes = jax.vmap(lambda x: _refine(logdensity_fn, x))(minima.position)
+    found = modes.is_mode & (modes.decrement < dimension)
     best = jnp.argmin(jnp.where(found, values, jnp.inf))
     identity = jnp.eye(dimension, dtype=positions.dtype)
-    factor = jnp.where(jnp.any(found), square_root(factors[best]), identity)
+    factor = jnp.where(jnp.any(found), square_root(modes.factor[best]), identity)
     noise = jax.vmap(
         lambda chain: jax.random.normal(
             jax.random.fold_in(rng_key, chain), (dimension,), positions.dtype
         )
     )(jnp.arange(positions.shape[0]))
-    spread = minima.position + noise @ factor.T
+    spread = modes.position + noise @ factor.T
     inside = jnp.isfinite(jax.vmap(logdensity_fn)(spread))
-    starts = jnp.where(inside[:, None], spread, minima.position)
+    starts = jnp.where(inside[:, None], spread, modes.position)
     starts = jnp.where(found[:, None], starts, positions)
-    return Start(starts, factor, found, minima.num_evaluations + 2 * dimension + 2)
+    # A jvp of the gradient costs about two gradients.
+    evaluations = minima.num_evaluations + modes.num_rounds * (2 * dimension + 2) + 1
+    return Start(starts, factor, found, evaluations)

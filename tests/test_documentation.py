@@ -1,0 +1,56 @@
+"""Every example that a reader can copy runs: docstrings, README, docs."""
+
+import doctest
+import re
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+import langevin_ppl as lp
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "docs/quickstart.md", "docs/adding_a_kernel.md"]
+
+
+@pytest.mark.parametrize("name", [name for name in lp.__all__ if name != "DivergenceWarning"])
+def test_docstring_examples(name):
+    docstring = getattr(lp, name).__doc__
+    test = doctest.DocTestParser().get_doctest(docstring, {}, name, None, None)
+    assert test.examples, f"{name} has no example"
+    result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
+    assert result.failed == 0
+
+
+@pytest.mark.filterwarnings("ignore::langevin_ppl.DivergenceWarning")
+@pytest.mark.parametrize("page", PAGES)
+def test_pages(page, tmp_path, monkeypatch, capsys):
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    assert blocks
+    # One after the other, as a reader would paste them.
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)  # noqa: S102
+
+
+def test_kernel_table_is_complete():
+    """The README and the API page name every public kernel."""
+    from langevin_ppl.kernels import Kernel
+
+    kernels = [name for name in lp.__all__ if isinstance(getattr(lp, name), Kernel)]
+    readme, api = (ROOT / "README.md").read_text(), (ROOT / "docs/api.md").read_text()
+    for name in kernels:
+        assert f"| `lp.{name}` |" in readme
+        assert f"autofunction:: langevin_ppl.{name}\n" in api
+    for name in lp.__all__:
+        assert f"langevin_ppl.{name}\n" in api
+
+
+def test_table_of_adaptations_names_every_known_algorithm():
+    from langevin_ppl.warmup.traits import _BLACKJAX
+
+    table = (ROOT / "docs/blackjax.md").read_text()
+    for row in _BLACKJAX:
+        assert f"`{row.name}`" in table
