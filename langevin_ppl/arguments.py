@@ -22,6 +22,7 @@ __all__ = [
     "check_counts",
     "check_groups",
     "check_key",
+    "check_labels",
     "check_parameters",
     "check_target",
     "earlier_parameters",
@@ -64,11 +65,48 @@ def check_target(target: Any) -> None:
     )
 
 
-def check_counts(**counts: Any) -> None:
-    """Refuse what is not an integer of at least 1."""
+def check_counts(least: int, **counts: Any) -> None:
+    """Refuse what is not an integer of at least ``least``."""
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}.")
+
+
+def check_labels(target: Any) -> None:
+    """Refuse dims and coords that fit no variable, before a run is spent on them."""
+    dims, coords = target.options.dims, target.options.coords
+    if not dims and not coords:
+        return
+    variables = dict(jax.eval_shape(target.constrain, target.prototype))
+    if isinstance(target, ModelTarget):
+        variables |= {**target.constant_data, **target.observed_data}
+    unknown = sorted(set(dims) - set(variables))
+    if unknown:
+        raise ValueError(
+            f"dims: no variable is called {', '.join(unknown)}; there are "
+            f"{', '.join(sorted(variables))}."
+        )
+    used = set()
+    for name, value in variables.items():
+        labels, shape = target.dims.get(name, []), value.shape
+        used |= set(labels)
+        if len(labels) > len(shape):
+            raise ValueError(
+                f"dims of '{name}': expected at most {len(shape)} names for shape {shape}, "
+                f"got {list(labels)}."
+            )
+        for label, size in zip(labels, shape, strict=False):
+            if label in coords and len(coords[label]) != size:
+                raise ValueError(
+                    f"coords of '{label}': expected {size} values, because '{name}' has that "
+                    f"length, got {len(coords[label])}."
+                )
+    unused = sorted(set(coords) - used)
+    if unused:
+        raise ValueError(
+            f"coords: no dimension is called {', '.join(unused)}; there are "
+            f"{', '.join(sorted(used)) or 'none'}."
+        )
 
 
 def check_parameters(
@@ -168,12 +206,15 @@ def _ravel_rows(position: Any, layout: Layout) -> Array:
 
 def check_groups(groups: Any, target: Any, num_warmup: int) -> None:
     """Refuse a group that is not known, or that this run cannot give."""
-    if isinstance(groups, str) or set(groups) - set(GROUPS):
+    listed = isinstance(groups, list | tuple | set | frozenset)
+    if not listed or set(groups) - set(GROUPS):
         raise ValueError(f"groups: expected a list of {', '.join(GROUPS)}; got {groups!r}.")
     asked = NEED_A_MODEL & set(groups)
     if asked and not isinstance(target, ModelTarget):
         raise ValueError(
             f"groups: {', '.join(sorted(asked))} needs a model, and this target is a density."
         )
+    if "prior" in groups:
+        jax.eval_shape(lambda key: target.predict_prior(key, 1), jax.random.key(0))
     if "warmup_posterior" in groups and num_warmup == 0:
         raise ValueError("groups: warmup_posterior needs a warm-up, and num_warmup is 0.")

@@ -125,8 +125,11 @@ def _model_groups(
 
 
 def safe_name(name: str) -> str:
-    """Name of a variable: ``chain`` and ``draw`` are names of ArviZ's own dimensions."""
-    return f"{name}_site" if name in ("chain", "draw") else name
+    """Name of a variable in a DataTree.
+
+    ``chain`` and ``draw`` are names of ArviZ's own dimensions, and a slash separates groups.
+    """
+    return f"{name}_site" if name in ("chain", "draw") else name.replace("/", ".")
 
 
 def to_datatree(
@@ -153,53 +156,48 @@ def to_datatree(
     per_chain
         Names of those that have a leading axis ``chain``.
 
-    Raises
-    ------
-    ValueError
-        If ``dims`` or ``coords`` do not fit the shape of a variable.
+    Returns
+    -------
+    xarray.DataTree
     """
     data = {name: dict(variables) for name, variables in groups.items() if variables}
     last_position = data.pop("last_position")
-    shown = {name for variables in data.values() for name in variables}
-    used = {safe_name(name): list(names) for name, names in dims.items()}
-    used = {name: names for name, names in used.items() if name in shown}
-    _check(data, used, coords)
+    names = {safe_name(name): list(labels) for name, labels in dims.items()}
     plain = {name: _plain(value) for name, value in attributes.items()}
-    tree = from_dict(
-        data,
-        dims=used,
-        coords={name: np.asarray(values) for name, values in coords.items()},
-        save_warmup=True,
-        attrs={"/": plain, **dict.fromkeys(data, LIBRARY), "posterior": plain},
-        check_conventions=False,
-    )
+    tree = xr.DataTree()
+    for group, variables in data.items():
+        tree[group] = from_dict(
+            {group: variables},
+            dims=_fitting(names, coords, group, variables),
+            coords={name: np.asarray(values) for name, values in coords.items()},
+            save_warmup=True,
+            attrs={group: plain if group == "posterior" else LIBRARY},
+            check_conventions=False,
+        )[group]
     tree[PARAMETERS_GROUP] = xr.DataTree(_dataset(parameters, per_chain))
     tree[POSITION_GROUP] = xr.DataTree(_dataset(last_position, set(last_position)))
+    tree.attrs = plain
     return tree
 
 
-def _check(
-    data: Mapping[str, Mapping[str, np.ndarray]],
-    dims: Mapping[str, list[str]],
+def _fitting(
+    names: Mapping[str, list[str]],
     coords: Mapping[str, Any],
-) -> None:
-    """Say which name or length is wrong, where xarray would say that something is."""
-    for group, variables in data.items():
-        own = 0 if group.endswith("_data") else 2
-        for name, value in variables.items():
-            shape = value.shape[own:]
-            names = dims.get(name, [])
-            if len(names) > len(shape):
-                raise ValueError(
-                    f"dims of '{name}': expected at most {len(shape)} names for shape {shape}, "
-                    f"got {names}."
-                )
-            for label, size in zip(names, shape, strict=False):
-                if label in coords and len(coords[label]) != size:
-                    raise ValueError(
-                        f"coords of '{label}': expected {size} values, because '{name}' has that "
-                        f"length, got {len(coords[label])}."
-                    )
+    group: str,
+    variables: Mapping[str, np.ndarray],
+) -> dict[str, list[str]]:
+    """Names of dimensions as far as they hold in this group.
+
+    A log likelihood has no event axes, and an unconstrained simplex is shorter than its labels.
+    """
+    own = 0 if group.endswith("_data") else 2
+    fitting = {}
+    for name, value in variables.items():
+        shape = value.shape[own:]
+        labels = names.get(name, [])[: len(shape)]
+        if all(len(coords.get(d, range(n))) == n for d, n in zip(labels, shape, strict=False)):
+            fitting[name] = labels
+    return fitting
 
 
 def _plain(value: Any) -> str | int | float:

@@ -14,6 +14,7 @@ from langevin_ppl.arguments import (
     check_counts,
     check_groups,
     check_key,
+    check_labels,
     check_parameters,
     check_target,
     earlier_parameters,
@@ -138,13 +139,13 @@ def sample(
     began = time.perf_counter()
     rng_key = check_key(rng_key)
     check_target(target)
-    check_counts(num_chains=num_chains, num_samples=num_samples, thinning=thinning)
-    check_counts(**({} if chunk is None else {"chunk": chunk}))
+    check_counts(1, num_chains=num_chains, num_samples=num_samples, thinning=thinning)
+    check_counts(1, **({} if chunk is None else {"chunk": chunk}))
     if num_warmup is None:
         num_warmup = 0 if initial is not None and parameters is not None else DEFAULT_WARMUP
-    elif num_warmup < 0:
-        raise ValueError(f"num_warmup: expected 0 or more, got {num_warmup}.")
+    check_counts(0, num_warmup=num_warmup)
     check_groups(groups, target, num_warmup)
+    check_labels(target)
     layout = Layout.of(target.prototype)
     earlier, per_chain = earlier_parameters(parameters, num_chains)
     given = {**earlier, **kernel_parameters}

@@ -328,7 +328,7 @@ def test_counts(name, value):
 
 
 def test_counts_of_warmup():
-    with refuse(ValueError, "num_warmup", "0 or more", "-1"):
+    with refuse(ValueError, "num_warmup", "at least 0", "-1"):
         lp.sample(KEY, DENSITY, num_warmup=-1)
 
 

@@ -157,7 +157,10 @@ class Kernel:
             With ``init(position, rng_key=None)`` and ``step(rng_key, state)``.
         """
         estimator = self._estimator(logdensity_fn)
+        unknown = ", ".join(sorted(set(kwargs) - set(self.parameters)))
         try:
+            if unknown:
+                raise TypeError(f"unknown parameter {unknown}")
             bound = self.__signature__.bind(logdensity_fn, *args, **kwargs)
         except TypeError as error:
             raise TypeError(

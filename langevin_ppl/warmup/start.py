@@ -113,9 +113,10 @@ def laplace_start(
 ) -> Start:
     """Optimise from every start and spread the chains by the curvature found.
 
-    L-BFGS and then Newton's method run from every position. A chain counts as found where the Hessian is positive
-    definite and the Newton decrement is below the dimension, that is within the bulk of the
-    Laplace approximation; it starts at its own mode plus Laplace noise. Other chains keep their
+    L-BFGS and then Newton's method run from every position. A chain counts as found where the
+    Hessian is positive definite and the Newton decrement is below the dimension, that is within
+    the bulk of the Laplace approximation; it starts at its own mode plus Laplace noise. Other
+    chains keep their
     own position: an optimiser that runs along a funnel or to infinity must not choose where a
     chain starts.
 
