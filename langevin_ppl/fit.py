@@ -23,12 +23,15 @@ class Minimum(NamedTuple):
         Objective and gradient there.
     num_evaluations
         Evaluations of the objective, line search included.
+    converged
+        Whether the last step no longer lowered the value; False where the steps ran out first.
     """
 
     position: Array
     value: Array
     gradient: Array
     num_evaluations: Array
+    converged: Array
 
 
 def minimize(
@@ -59,13 +62,11 @@ def minimize(
     class Carry(NamedTuple):
         minimum: Minimum
         state: optax.OptState
-        decrease: Array
         step: Array
 
     def again(carry: Carry) -> Array:
         value = carry.minimum.value
-        small = carry.decrease <= tolerance * jnp.maximum(jnp.abs(value), 1.0)
-        return (carry.step < max_steps) & ~small & jnp.isfinite(value)
+        return (carry.step < max_steps) & ~carry.minimum.converged & jnp.isfinite(value)
 
     def body(carry: Carry) -> Carry:
         old = carry.minimum
@@ -81,10 +82,11 @@ def minimize(
         # The line search stores what it computed at the accepted point.
         value, gradient = optax.tree.get(state, "value"), optax.tree.get(state, "grad")
         searched = optax.tree.get(state, "num_linesearch_steps")
-        new = Minimum(position, value, gradient, old.num_evaluations + searched + 1)
-        return Carry(new, state, old.value - value, carry.step + 1)
+        small = old.value - value <= tolerance * jnp.maximum(jnp.abs(value), 1.0)
+        new = Minimum(position, value, gradient, old.num_evaluations + searched + 1, small)
+        return Carry(new, state, carry.step + 1)
 
     value, gradient = jax.value_and_grad(fn)(start)
-    first = Minimum(start, value, gradient, jnp.asarray(1))
-    carry = Carry(first, optimizer.init(start), jnp.asarray(jnp.inf, value.dtype), jnp.asarray(0))
+    first = Minimum(start, value, gradient, jnp.asarray(1), jnp.asarray(False))
+    carry = Carry(first, optimizer.init(start), jnp.asarray(0))
     return jax.lax.while_loop(again, body, carry).minimum

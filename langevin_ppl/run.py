@@ -108,8 +108,8 @@ def statistics(state: Any, info: Any) -> dict[str, Array]:
     }
     if "lp" not in stats and hasattr(state, "logdensity"):
         stats["lp"] = state.logdensity
-    nonfinite = ~jnp.all(jnp.isfinite(state.position))
-    stats["diverging"] = jnp.asarray(stats.get("diverging", False)) | nonfinite
+    if "diverging" not in stats:
+        stats["diverging"] = ~jnp.all(jnp.isfinite(state.position))
     if hasattr(info, "nonans"):
         stats["diverging"] |= ~jnp.asarray(info.nonans, bool)
     return stats

@@ -21,6 +21,12 @@ MIN_EIGENVALUE = 1e-6
 SETTLED = 0.1
 """Newton decrement, in squared posterior standard deviations, that needs no further step."""
 
+MAX_DECREMENT = 1.0
+"""Newton decrement up to which a point counts as a mode: one posterior standard deviation."""
+
+FLATTENED = 0.01
+"""Share of the first gradient's norm that may be left where L-BFGS is said to have converged."""
+
 MAX_ROUNDS = 8
 """Most Newton steps."""
 
@@ -113,12 +119,11 @@ def laplace_start(
 ) -> Start:
     """Optimise from every start and spread the chains by the curvature found.
 
-    L-BFGS and then Newton's method run from every position. A chain counts as found where the
-    Hessian is positive definite and the Newton decrement is below the dimension, that is within
-    the bulk of the Laplace approximation; it starts at its own mode plus Laplace noise. Other
-    chains keep their
-    own position: an optimiser that runs along a funnel or to infinity must not choose where a
-    chain starts.
+    L-BFGS and then Newton's method run from every position. A chain counts as found where they
+    came to rest with a positive definite Hessian and a small gradient, measured in the frame of
+    that Hessian; it starts at its own mode plus Laplace noise. Other chains keep their own
+    position: an optimiser that runs along a funnel or to infinity must not choose where a chain
+    starts.
 
     Parameters
     ----------
@@ -131,19 +136,21 @@ def laplace_start(
 
     Notes
     -----
-    Above `DENSE_LIMIT` dimensions the curvature is not computed: chains start at the points
-    that L-BFGS reached, if finite, in the frame of the identity.
+    Above `DENSE_LIMIT` dimensions the curvature is not computed: chains start where L-BFGS
+    converged to a gradient much smaller than the first, in the frame of the identity.
     """
     dimension = positions.shape[1]
     minima = jax.vmap(lambda x: minimize(lambda z: -logdensity_fn(z), x))(positions)
     values = minima.value
     if dimension > DENSE_LIMIT:
-        found = jnp.isfinite(values)
+        steepness = jnp.linalg.norm(minima.gradient, axis=1)
+        first = jnp.linalg.norm(jax.vmap(jax.grad(logdensity_fn))(positions), axis=1)
+        found = minima.converged & jnp.isfinite(values) & (steepness < FLATTENED * first)
         starts = jnp.where(found[:, None], minima.position, positions)
         factor = jnp.ones(dimension, positions.dtype)
         return Start(starts, factor, found, minima.num_evaluations)
     modes = jax.vmap(lambda x: _refine(logdensity_fn, x))(minima.position)
-    found = modes.is_mode & (modes.decrement < dimension)
+    found = modes.is_mode & modes.settled & (modes.decrement < MAX_DECREMENT)
     best = jnp.argmin(jnp.where(found, values, jnp.inf))
     identity = jnp.eye(dimension, dtype=positions.dtype)
     factor = jnp.where(jnp.any(found), square_root(modes.factor[best]), identity)

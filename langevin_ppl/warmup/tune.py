@@ -108,12 +108,12 @@ def tune(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     """
     known = traits(request.kernel)
     tunes = known.tunes if request.num_warmup > 0 else frozenset()
-    if tunes & set(request.given) - {"inverse_mass_matrix"}:
-        # A step size has a meaning only together with a metric: who gives one, tunes nothing.
+    given = tunes & set(request.given)
+    # A step size has a meaning only together with a metric: who gives one, tunes nothing. A
+    # metric alone leaves the step size to our own adaptation; BlackJAX's would tune both.
+    if given and not (known.adaptation == POOLED and given == {"inverse_mass_matrix"}):
         tunes = frozenset()
-    elif known.adaptation != POOLED and tunes & set(request.given):
-        tunes = frozenset()
-    tunes -= set(request.given)
+    tunes -= given
     _check_complete(request, known, tunes)
     if tunes and known.adaptation not in (POOLED, STEP_SIZE):
         return _by_blackjax(start_keys, keys, request)
