@@ -1,0 +1,101 @@
+"""Run all benchmarks, one after the other, and write docs/benchmarks.md from their results.
+
+    python examples/benchmarks/run_all.py            # measure everything, then write the page
+    python examples/benchmarks/run_all.py --render   # write the page from the files in results/
+    python examples/benchmarks/run_all.py --quick    # try everything; print the page, keep nothing
+
+The reference posteriors are run where LANGEVIN_PPL_DATA names their folder. Close other programs
+first: most of the numbers are times.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import RESULTS, markdown, parser
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent.parent / "docs" / "benchmarks.md"
+
+HEAD = """# Benchmarks
+
+What was measured, on what machine, and how to measure it again. This page is written by
+`examples/benchmarks/run_all.py` from the files in `examples/benchmarks/results`. Do not edit it by
+hand. `make bench` runs everything anew, and so does, one benchmark at a time,
+
+```sh
+python examples/benchmarks/step_overhead.py
+```
+
+Times are medians, with quartiles in brackets. Ways that are compared ran in turn, and their ratios
+were taken round by round, so that a slow minute of the machine slows both sides of a ratio.
+A goal that was not met stands here like the others.
+"""
+
+SECTIONS = {
+    "step_overhead": """## One step
+
+What `lp.sample` costs beyond the sampler itself. The baseline is a `lax.scan` of the same kernel,
+jitted and written by hand: MALA with the identity metric on Bayesian logistic regression (569
+patients, 30 features, 4 chains), returning draws, log densities and acceptance rates.
+`lp.sample` also reports divergences and gradient norms, checks that numbers are finite, and moves
+the draws to the host chunk by chunk. The stage is its attribute `sampling_time`. The slope is what
+one more step adds to the whole call, DataTree included. The worst mean says how far the
+posterior means of all rounds are from those of the first row, in standard errors.""",
+    "first_call": """## The first call
+
+What a user waits for in a fresh process, compilation included: eight schools, 4 chains of 500
+warm-up steps and 500 draws, up to the DataTree. MALA makes one gradient evaluation a step and NUTS
+several, so the draws are not worth the same: the effective sample sizes stand beside the times.""",
+    "compile_breakdown": """## Where the first call's time goes
+
+The same call, taken apart by JAX's own events. Tracing of a program includes that of the programs
+it calls.""",
+    "posteriors": """## Reference posteriors
+
+Is the answer right? Three posteriors of [posteriordb](https://github.com/stan-dev/posteriordb)
+against the moments of its gold-standard draws. The runs are as long as it takes for a bulk
+effective sample size of 4000 of every variable and of its squared deviation from the mean. The
+gradients and the seconds are those of that run, warm-up included, compilation not. A draw counts as
+diverging if any of the steps thinned into it proposed a point that was not finite or had an energy
+error above 1000. Such a proposal is rejected.""",
+}
+
+
+def page(folder):
+    """The whole page, from the JSON files in ``folder``."""
+    blocks = [HEAD.rstrip()]
+    for name, text in SECTIONS.items():
+        path = folder / f"{name}.json"
+        body = markdown(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+        blocks += [text, body]
+    return "\n\n".join(blocks) + "\n"
+
+
+def run(folder, quick):
+    for name in SECTIONS:
+        print(f"\n{name}\n", flush=True)
+        command = [sys.executable, str(HERE / f"{name}.py"), "--results", str(folder)]
+        subprocess.run(command + ["--quick"] * quick, check=True)
+
+
+def main():
+    options = parser(__doc__)
+    options.add_argument("--render", action="store_true", help="only write the page")
+    options = options.parse_args()
+    if options.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            run(Path(folder), quick=True)
+            print("\nThe page:\n\n" + page(Path(folder)))
+        return
+    folder = options.results or RESULTS
+    if not options.render:
+        run(folder, quick=False)
+    PAGE.write_text(page(folder))
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
