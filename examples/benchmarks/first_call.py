@@ -184,7 +184,10 @@ def main():
             quartiles(column(IMPORTS, "langevin_ppl"))[1],
             0.3,
         ),
-        goal("the same with `langevin_ppl.sample`, ArviZ included", quartiles(own)[1], 0.3),
+        *(
+            goal(f"time to the tree over {kind}", quartiles(ratios(kind, "total"))[1], 1.0)
+            for kind in (SEQUENTIAL, VECTORIZED)
+        ),
     ]
     note = (
         f"{rounds} processes of each, in turn; median (quartiles); ratios round by round. ESS: "
