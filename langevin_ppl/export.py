@@ -86,13 +86,8 @@ def _variables(
     target: Any, layout: Layout, positions: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Unconstrained and constrained variables of flat draws, ``[chain, draw, ...]``."""
-    leaves, start = [], 0
-    for shape, dtype in layout.leaves:
-        size = int(np.prod(shape))
-        block = positions[..., start : start + size]
-        leaves.append(block.reshape(*block.shape[:2], *shape).astype(dtype))
-        start += size
-    position = jax.tree.unflatten(layout.treedef, leaves)
+    position = layout.unravel(positions)
+    leaves = jax.tree.leaves(position)
     unconstrained = dict(zip(variable_names(position), leaves, strict=True))
     if isinstance(target, ModelTarget):
         return unconstrained, target.constrain(position, batch_ndims=2)

@@ -69,11 +69,12 @@ class Layout(NamedTuple):
         )
 
     def unravel(self, flat: Array) -> Position:
-        """Position of a flat vector."""
+        """Position of a flat vector; leading axes before the last one are kept."""
         parts, start = [], 0
         for shape, dtype in self.leaves:
             size = math.prod(shape)
-            parts.append(flat[start : start + size].reshape(shape).astype(dtype))
+            block = flat[..., start : start + size]
+            parts.append(block.reshape(*flat.shape[:-1], *shape).astype(dtype))
             start += size
         return jax.tree.unflatten(self.treedef, parts)
 
