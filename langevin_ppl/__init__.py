@@ -9,19 +9,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from langevin_ppl.base import DivergenceWarning
+    from langevin_ppl.approximation import laplace
+    from langevin_ppl.base import ConvergenceWarning, DivergenceWarning
+    from langevin_ppl.compilation import cache
+    from langevin_ppl.diagnostics import converged
     from langevin_ppl.gradients import exact
-    from langevin_ppl.kernels import mala, mtula, tmala, tmalac, tula, tulac, ula
+    from langevin_ppl.kernels import ghmc, mala, mtula, split_ghmc, tmala, tmalac, tula, tulac, ula
     from langevin_ppl.sampling import sample
     from langevin_ppl.targets import density, target
 
 _HOME = {
+    "ConvergenceWarning": "base",
     "DivergenceWarning": "base",
+    "cache": "compilation",
+    "converged": "diagnostics",
     "density": "targets",
     "exact": "gradients",
+    "ghmc": "kernels",
+    "laplace": "approximation",
     "mala": "kernels",
     "mtula": "kernels",
     "sample": "sampling",
+    "split_ghmc": "kernels",
     "target": "targets",
     "tmala": "kernels",
     "tmalac": "kernels",
@@ -31,12 +40,18 @@ _HOME = {
 }
 
 __all__ = [
+    "ConvergenceWarning",
     "DivergenceWarning",
+    "cache",
+    "converged",
     "density",
     "exact",
+    "ghmc",
+    "laplace",
     "mala",
     "mtula",
     "sample",
+    "split_ghmc",
     "target",
     "tmala",
     "tmalac",

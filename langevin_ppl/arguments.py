@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from langevin_ppl.base import Array, PRNGKey
+from langevin_ppl.base import Array, PRNGKey, check_number
 from langevin_ppl.export import PARAMETERS_GROUP, POSITION_GROUP, safe_name
 from langevin_ppl.kernels import Kernel
 from langevin_ppl.kernels.kernel import check_positive
@@ -25,6 +25,7 @@ __all__ = [
     "check_labels",
     "check_parameters",
     "check_target",
+    "check_tuning",
     "earlier_parameters",
     "earlier_positions",
 ]
@@ -37,6 +38,9 @@ GROUPS = (
     "warmup_posterior",
 )
 """Groups that a DataTree has on request."""
+
+METRICS = ("dense", "low_rank", "diagonal")
+"""Shapes of a metric."""
 
 NEED_A_MODEL = {"log_likelihood", "posterior_predictive", "prior"}
 
@@ -109,6 +113,19 @@ def check_labels(target: Any) -> None:
         )
 
 
+def check_tuning(kernel: Any, metric: Any, target_acceptance_rate: Any) -> None:
+    """Refuse a shape of the metric that is not known, and a rate that is none."""
+    if metric is not None and metric not in METRICS:
+        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}.")
+    if target_acceptance_rate is not None:
+        check_number("target_acceptance_rate", target_acceptance_rate, above=0.0, below=1.0)
+    if (metric, target_acceptance_rate) != (None, None) and not isinstance(kernel, Kernel):
+        raise ValueError(
+            f"metric and target_acceptance_rate belong to the tuning of this library's kernels; "
+            f"{traits(kernel).name} has BlackJAX's."
+        )
+
+
 def check_parameters(
     kernel: Any, given: dict[str, Any], per_chain: set[str], layout: Layout
 ) -> dict[str, Any]:
@@ -160,7 +177,11 @@ def earlier_parameters(parameters: Any, num_chains: int) -> tuple[dict[str, Any]
                 f"itself, and num_chains is {num_chains}; pass that number, or a dict."
             )
         per_chain = {str(name) for name, value in data.items() if "chain" in value.dims}
-        return {str(name): jnp.asarray(value.values) for name, value in data.items()}, per_chain
+        values: dict[str, Any] = {str(n): jnp.asarray(v.values) for n, v in data.items()}
+        parts = {p: values.pop(f"inverse_mass_matrix.{p}", None) for p in Preconditioner._fields}
+        if parts["factor"] is not None:
+            values["inverse_mass_matrix"] = Preconditioner(**parts)
+        return values, per_chain
     if isinstance(parameters, Mapping) and not isinstance(parameters, xr.DataTree):
         return dict(parameters), set()
     raise TypeError(

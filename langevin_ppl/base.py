@@ -10,7 +10,8 @@ Step size
     ``step_size`` is the ``h`` of the Euler-Maruyama scheme
     ``x' = x + h C grad log p(x) + sqrt(2 h T) L xi`` with ``C = L L^T`` the
     ``inverse_mass_matrix``, ``T`` the temperature and ``xi`` standard normal. It has the units
-    of a squared position divided by those of ``C``.
+    of a squared position divided by those of ``C``. That of a kinetic kernel is a time: with unit
+    mass in the whitened frame, the square of it is twice the ``h`` of an overdamped one.
 Frame
     A kernel with an inverse mass matrix is exactly the plain kernel in the whitened coordinates
     ``z = L^{-1} x``. Tamings act there.
@@ -19,16 +20,19 @@ Randomness
     constants fixed by warm-up and the step counter of the state.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
+import numpy as np
 from blackjax.base import SamplingAlgorithm
 from jax.typing import ArrayLike
 
 __all__ = [
     "Array",
     "ArrayLike",
+    "ConvergenceWarning",
     "DivergenceWarning",
     "Draws",
     "Estimate",
@@ -39,6 +43,7 @@ __all__ = [
     "Randomness",
     "SamplingAlgorithm",
     "Target",
+    "check_number",
 ]
 
 type Array = jax.Array
@@ -161,3 +166,17 @@ class Draws(NamedTuple):
 
 class DivergenceWarning(UserWarning):
     """A chain left the finite numbers, or a Metropolis proposal was far off."""
+
+
+class ConvergenceWarning(UserWarning):
+    """The draws are not enough, or there is a reason not to trust them."""
+
+
+def check_number(
+    name: str, value: Any, *, above: float | None = None, below: float | None = None
+) -> None:
+    """Refuse what is not a finite number in the open interval."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    low, high = -math.inf if above is None else above, math.inf if below is None else below
+    if not (number and low < value < high):
+        raise ValueError(f"{name}: expected a number between {low:g} and {high:g}, got {value!r}.")

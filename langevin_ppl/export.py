@@ -21,10 +21,14 @@ __all__ = [
     "collect_groups",
     "safe_name",
     "to_datatree",
+    "variables",
 ]
 
 PARAMETERS_GROUP = "sampler_parameters"
 POSITION_GROUP = "sampler_position"
+
+BLOCK = 512
+"""Draws of each chain that are constrained at a time."""
 
 LIBRARY = {
     "inference_library": "langevin_ppl",
@@ -36,6 +40,7 @@ def collect_groups(
     rng_key: PRNGKey,
     target: Any,
     draws: Draws,
+    posterior: Mapping[str, Any],
     warmup: Draws | None,
     groups: Sequence[str],
     step_size: Any,
@@ -48,8 +53,10 @@ def collect_groups(
         Key of predictions.
     target
         The target.
-    draws, warmup
-        Draws of the run, and of its warm-up if they were kept.
+    draws, posterior
+        Draws of the run, and its `variables`.
+    warmup
+        Draws of the warm-up if they were kept.
     groups
         Names of the groups that are not always there.
     step_size
@@ -62,7 +69,7 @@ def collect_groups(
         unconstrained end of every chain.
     """
     layout = Layout.of(target.prototype)
-    unconstrained, posterior = _variables(target, layout, draws.positions)
+    unconstrained = _unconstrained(layout, draws.positions)
     stats = dict(draws.stats)
     if step_size is not None:
         column = np.asarray(step_size).reshape(-1, 1)
@@ -71,7 +78,7 @@ def collect_groups(
     if "unconstrained_posterior" in groups:
         out["unconstrained_posterior"] = unconstrained
     if "warmup_posterior" in groups and warmup is not None:
-        out["warmup_posterior"] = _variables(target, layout, warmup.positions)[1]
+        out["warmup_posterior"] = variables(target, layout, warmup.positions)
         out["warmup_sample_stats"] = warmup.stats
     if isinstance(target, ModelTarget):
         out |= _model_groups(rng_key, target, posterior, groups, draws.positions.shape[1])
@@ -82,16 +89,39 @@ def collect_groups(
     }
 
 
-def _variables(
-    target: Any, layout: Layout, positions: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Unconstrained and constrained variables of flat draws, ``[chain, draw, ...]``."""
-    position = layout.unravel(positions)
-    leaves = jax.tree.leaves(position)
-    unconstrained = dict(zip(variable_names(position), leaves, strict=True))
-    if isinstance(target, ModelTarget):
-        return unconstrained, target.constrain(position, batch_ndims=2)
-    return unconstrained, unconstrained
+def _position(layout: Layout, positions: np.ndarray) -> Any:
+    return layout.unravel(positions)  # pyright: ignore[reportArgumentType]  (slices of NumPy's)
+
+
+def _unconstrained(layout: Layout, positions: Any) -> dict[str, Any]:
+    position = _position(layout, positions)
+    return dict(zip(variable_names(position), jax.tree.leaves(position), strict=True))
+
+
+def variables(target: Any, layout: Layout, positions: np.ndarray) -> dict[str, np.ndarray]:
+    """Named variables of flat draws, in blocks of one shape so that all runs share a program.
+
+    Parameters
+    ----------
+    positions
+        Shape ``[chain, draw, dimension]``.
+
+    Returns
+    -------
+    dict
+        Constrained sites and deterministics of a model, the leaves of a density's position, each
+        ``[chain, draw, ...]``.
+    """
+    if not isinstance(target, ModelTarget):
+        return _unconstrained(layout, positions)
+    blocks = []
+    for start in range(0, positions.shape[1], BLOCK):
+        rows = positions[:, start : start + BLOCK]
+        count = rows.shape[1]
+        padded = np.pad(rows, ((0, 0), (0, BLOCK - count), (0, 0)), mode="edge")
+        block = target.constrain(_position(layout, padded), batch_ndims=2)
+        blocks.append({name: np.asarray(value)[:, :count] for name, value in block.items()})
+    return {name: np.concatenate([b[name] for b in blocks], axis=1) for name in blocks[0]}
 
 
 def _model_groups(

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from langevin_ppl.base import Array
 
-__all__ = ["Outcome", "capacity_for", "drive", "repeat"]
+__all__ = ["Look", "Monitor", "Outcome", "capacity_for", "drive", "repeat"]
 
 CHUNK_SECONDS = 0.5
 """Aimed duration of a chunk: how long Ctrl-C waits and how often progress is shown."""
@@ -28,8 +28,40 @@ CHUNK_BYTES = 2**22
 """Most memory that the outputs of one chunk may take on the device. Their buffers are cleared for
 every chunk, so that longer ones only pay where a chunk fills them."""
 
+MAX_CAPACITY = 4096
+"""Most steps of a chunk: at some microseconds a step, going back to the host is then no cost."""
+
 FIRST_CHUNKS = (32, 256)
 """Lengths of the first chunks, before a rate is known (the first one includes compilation)."""
+
+
+FIRST_LOOK = 100
+"""Step at which a monitor looks first."""
+
+
+class Look(NamedTuple):
+    """What a monitor saw at a chunk boundary.
+
+    Attributes
+    ----------
+    finished
+        Whether to stop here.
+    next_look
+        Step at which to look again, also the best guess of where the run will end.
+    expected
+        Expected number of steps in all, for the bar's estimate of the time left.
+    note
+        Text to show beside the bar.
+    """
+
+    finished: bool
+    next_look: int
+    expected: int
+    note: str
+
+
+type Monitor = Callable[[Any, int], Look]
+"""``monitor(outputs, done) -> Look``, with the outputs of the ``done`` steps so far."""
 
 
 class Outcome(NamedTuple):
@@ -89,12 +121,9 @@ def repeat(
     return jax.lax.fori_loop(0, count, body, (carry, outputs))
 
 
-def capacity_for(bytes_per_step: int, num_steps: int) -> int:
-    """Length of output buffers: all steps where that is little memory.
-
-    A power of two, so that runs of similar length share a program.
-    """
-    return min(2 ** math.ceil(math.log2(num_steps)), max(1, CHUNK_BYTES // bytes_per_step))
+def capacity_for(bytes_per_step: int) -> int:
+    """Length of output buffers: a power of two, the same for runs of any length."""
+    return 2 ** int(math.log2(max(1, min(MAX_CAPACITY, CHUNK_BYTES // bytes_per_step))))
 
 
 def drive(
@@ -106,6 +135,7 @@ def drive(
     progress: bool = False,
     label: str = "",
     chunk: int | None = None,
+    monitor: Monitor | None = None,
 ) -> Outcome:
     """Run a compiled program chunk by chunk.
 
@@ -114,7 +144,7 @@ def drive(
     program
         ``program(carry, start, count) -> (carry, outputs)``, usually jitted around `repeat`.
     num_steps
-        Steps to make in all.
+        Steps to make in all; with a monitor, at most.
     capacity
         Longest chunk.
     progress
@@ -123,6 +153,9 @@ def drive(
         Text of the bar.
     chunk
         Fixed length of a chunk, instead of one that follows the clock.
+    monitor
+        Looks at the outputs so far and may stop the run. When it looks depends on the outputs
+        alone, never on the clock, so that a run stops at the same step everywhere.
 
     Raises
     ------
@@ -130,20 +163,22 @@ def drive(
         If Ctrl-C came before the first chunk was done.
     """
     outputs: Any = None
+    look = Look(False, FIRST_LOOK, num_steps, "")
     done, lengths = 0, list(FIRST_CHUNKS)
     complete = True
     bar = tqdm(total=num_steps, desc=label, disable=not progress or bool(os.environ.get("CI")))
     rate = 0.0
     with bar:
         try:
-            while done < num_steps:
+            while done < num_steps and not look.finished:
                 if chunk is not None:
                     length = chunk
                 elif lengths:
                     length = lengths.pop(0)
                 else:
                     length = math.ceil(rate * CHUNK_SECONDS)
-                count = max(1, min(length, capacity, num_steps - done))
+                end = num_steps if monitor is None else min(look.next_look, num_steps)
+                count = max(1, min(length, capacity, end - done))
                 began = time.perf_counter()
                 new_carry, rows = program(carry, done, count)
                 rows = jax.tree.map(np.asarray, rows)
@@ -156,6 +191,10 @@ def drive(
                 jax.tree.map(functools.partial(_store, start=done, count=count), outputs, rows)
                 done += count
                 bar.update(count)
+                if monitor is not None and (done >= look.next_look or done == num_steps):
+                    look = monitor(jax.tree.map(lambda rows: rows[:done], outputs), done)  # noqa: B023
+                    bar.total = look.expected
+                    bar.set_postfix_str(look.note)
         except KeyboardInterrupt:
             if done == 0:
                 raise

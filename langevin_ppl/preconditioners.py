@@ -20,30 +20,47 @@ class Preconditioner(NamedTuple):
     Attributes
     ----------
     factor
-        Scalar, vector of shape ``[dimension]`` (diagonal), or lower triangular matrix of shape
-        ``[dimension, dimension]``.
+        Scalar, vector of shape ``[dimension]`` (diagonal), or square matrix of shape
+        ``[dimension, dimension]``, lower triangular.
+    directions, stretches
+        Low rank on top of a diagonal: orthonormal columns ``V``, shape ``[dimension, rank]``, and
+        positive numbers ``s``, shape ``[rank]``, with ``L = diag(factor) (I + V (s - 1) V^T)``.
+        None for the other forms.
     """
 
     factor: Array
+    directions: Array | None = None
+    stretches: Array | None = None
 
     def scale(self, z: Array) -> Array:
         """``L z``: from whitened to original coordinates."""
-        return self.factor @ z if self.factor.ndim == 2 else self.factor * z
+        return self.factor @ z if self.factor.ndim == 2 else self.factor * self._stretch(z)
 
     def transpose(self, gradient: Array) -> Array:
         """``L^T g``: the gradient with respect to the whitened coordinates."""
-        return self.factor.T @ gradient if self.factor.ndim == 2 else self.factor * gradient
+        if self.factor.ndim == 2:
+            return self.factor.T @ gradient
+        return self._stretch(self.factor * gradient)
 
     def solve(self, x: Array) -> Array:
         """``L^{-1} x``: from original to whitened coordinates."""
         if self.factor.ndim == 2:
             return jax.scipy.linalg.solve_triangular(self.factor, x, lower=True)
-        return x / self.factor
+        return self._stretch(x / self.factor, inverse=True)
 
     @property
     def inverse_mass_matrix(self) -> Array:
         """``C = L L^T`` in the shape of BlackJAX: scalar, diagonal or matrix."""
+        if self.directions is not None:
+            whole = jax.vmap(self.scale, in_axes=1, out_axes=1)(jnp.eye(self.factor.size))
+            return whole @ whole.T
         return self.factor @ self.factor.T if self.factor.ndim == 2 else self.factor**2
+
+    def _stretch(self, z: Array, *, inverse: bool = False) -> Array:
+        if self.directions is None or self.stretches is None:
+            return z
+        stretches = 1.0 / self.stretches if inverse else self.stretches
+        return z + self.directions @ ((stretches - 1.0) * (self.directions.T @ z))
 
 
 def preconditioner(

@@ -8,7 +8,7 @@ is passed in, so other data of the same shapes compile nothing.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey
-from langevin_ppl.loop import Outcome, capacity_for, drive, repeat
+from langevin_ppl.compilation import ONCE, QUICK, ahead
+from langevin_ppl.loop import Monitor, Outcome, capacity_for, drive, repeat
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
 
-__all__ = ["Plan", "chain_keys", "place", "sample", "stacked", "statistics", "row_bytes"]
+__all__ = [
+    "Chains",
+    "Plan",
+    "advance",
+    "capacity_of",
+    "phase_keys",
+    "place",
+    "prepare",
+    "statistics",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +47,19 @@ class Plan:
         Parameters that are part of the program (functions, integers).
     per_chain
         Names of parameters with a leading chain axis.
+    adaptation
+        What tunes the algorithm while it runs (`langevin_ppl.warmup.adaptation.Adaptation`), or
+        None.
+    capacity
+        Length of a chunk's buffers, the same for warm-up and sampling.
     """
 
     algorithm: Static
     layout: Layout
     fixed: tuple[tuple[str, Static], ...] = ()
     per_chain: frozenset[str] = frozenset()
+    adaptation: Any = None
+    capacity: int = 1024
 
     def build(self, logdensity_fn: LogDensity, parameters: Mapping[str, Any]) -> Any:
         """Build the algorithm on flat positions."""
@@ -58,14 +75,22 @@ class Plan:
         return {name: 0 if name in self.per_chain else None for name in parameters}
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _chain_keys(rng_key: PRNGKey, num_chains: int) -> PRNGKey:
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng_key, jnp.arange(num_chains))
+@functools.partial(jax.jit, static_argnums=1, compiler_options=ONCE)
+def _phase_keys(rng_key: PRNGKey, num_chains: int) -> tuple[PRNGKey, ...]:
+    over_chains = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    over_phases = jax.vmap(over_chains, in_axes=(0, None))
+    keys = over_phases(jax.random.split(rng_key, 4), jnp.arange(num_chains))
+    return keys[0], keys[1], keys[2], keys[3, 0]
 
 
-def chain_keys(rng_key: PRNGKey, num_chains: int) -> PRNGKey:
-    """Keys of chains, ``[chain]``, by folding in the chain's number: no layout changes them."""
-    return place(_chain_keys(rng_key, num_chains))
+def phase_keys(rng_key: PRNGKey, num_chains: int) -> tuple[PRNGKey, PRNGKey, PRNGKey, PRNGKey]:
+    """Keys of starting positions, warm-up and sampling, ``[chain]`` each, and of predictions.
+
+    Those of chains come from folding in the chain's number: no layout changes them.
+    """
+    *phases, last = _phase_keys(rng_key, num_chains)
+    starts, warmup, sampling = map(place, phases)
+    return starts, warmup, sampling, last
 
 
 def place(tree: Any) -> Any:
@@ -115,19 +140,40 @@ def statistics(state: Any, info: Any) -> dict[str, Array]:
     return stats
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "thinning", "capacity"))
-def _sampling_chunk(
-    states: Any,
+class Chains(NamedTuple):
+    """What a run carries from step to step.
+
+    Attributes
+    ----------
+    states
+        States of the algorithm, leading axis ``chain``.
+    tuning
+        State of the adaptation, one for all chains; None without one.
+    """
+
+    states: Any
+    tuning: Any = None
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("plan", "thinning"),
+    compiler_options=QUICK,
+)
+def _chunk(
+    chains: Chains,
     start: Array,
     count: Array,
     keys: PRNGKey,
     logdensity_fn: LogDensity,
     parameters: dict[str, Any],
+    schedule: Any,
     *,
     plan: Plan,
     thinning: int,
-    capacity: int,
 ) -> tuple[Any, Any]:
+    adaptation = plan.adaptation
+
     def one(state: Any, key: PRNGKey, parameters: dict[str, Any], draw: Array) -> Any:
         algorithm = plan.build(logdensity_fn, parameters)
 
@@ -136,36 +182,75 @@ def _sampling_chunk(
             return state, statistics(state, info)
 
         if thinning == 1:
-            state, stats = move(state, draw)
-        else:
-            indices = draw * thinning + jnp.arange(thinning)
-            state, rows = jax.lax.scan(move, state, indices)
-            stats = {k: _REDUCTIONS.get(k, lambda r: r[-1])(v) for k, v in rows.items()}
-        return state, (state.position, stats)
+            return move(state, draw)
+        indices = draw * thinning + jnp.arange(thinning)
+        state, rows = jax.lax.scan(move, state, indices)
+        return state, {k: _REDUCTIONS.get(k, lambda r: r[-1])(v) for k, v in rows.items()}
 
-    over_chains = jax.vmap(one, in_axes=(0, 0, plan.axes(parameters), None))
-    return repeat(
-        lambda states, draw: over_chains(states, keys, parameters, draw),
-        states,
-        start,
-        count,
-        capacity,
+    def step(chains: Chains, draw: Array) -> tuple[Chains, Any]:
+        states, tuning = chains
+        tuned = dict(parameters)
+        if adaptation is not None:
+            tuned |= adaptation.parameters(tuning)
+        over_chains = jax.vmap(one, in_axes=(0, 0, plan.axes(tuned), None))
+        states, stats = over_chains(states, keys, tuned, draw)
+        if adaptation is not None:
+            tuning = _update(adaptation, states, stats, schedule, draw, tuning)
+        return Chains(states, tuning), (states.position, stats)
+
+    return repeat(step, chains, start, count, plan.capacity)
+
+
+def _update(
+    adaptation: Any, states: Any, stats: dict[str, Array], schedule: Any, index: Array, tuning: Any
+) -> Any:
+    pooled = jax.vmap(
+        adaptation.update,
+        in_axes=(None, 0, 0, 0, None),
+        out_axes=None,
+        axis_name=adaptation.axis_name,
     )
+    flags = jax.tree.map(lambda flag: flag[index], schedule)
+    return pooled(tuning, states.position, states.logdensity_grad, stats["acceptance_rate"], flags)
 
 
-def sample(
+def prepare(
     keys: PRNGKey,
     logdensity_fn: LogDensity,
-    states: Any,
+    chains: Chains,
     parameters: Mapping[str, Any],
     plan: Plan,
     *,
-    num_samples: int,
+    schedule: Any = None,
+    thinning: int = 1,
+) -> Callable[[], None]:
+    """Compile what `advance` will run, while other work goes on; wait by calling the result.
+
+    Parameters
+    ----------
+    chains
+        Their shapes.
+    """
+    arguments = (chains, 0, 1, keys, logdensity_fn, dict(parameters), schedule)
+    return ahead(_chunk, arguments, {"plan": plan, "thinning": thinning})[1]
+
+
+def advance(
+    keys: PRNGKey,
+    logdensity_fn: LogDensity,
+    chains: Chains,
+    parameters: Mapping[str, Any],
+    plan: Plan,
+    *,
+    num_steps: int,
+    schedule: Any = None,
     thinning: int = 1,
     progress: bool = False,
+    label: str = "sample",
     chunk: int | None = None,
+    monitor: Monitor | None = None,
 ) -> Draws:
-    """Draw from all chains.
+    """Run all chains, for warm-up and for sampling alike.
 
     Parameters
     ----------
@@ -173,41 +258,54 @@ def sample(
         One for each chain; step ``i`` uses ``fold_in(key, i)``.
     logdensity_fn
         A pytree function of a position.
-    states
-        States of the algorithm, leading axis ``chain``.
+    chains
+        Where they are.
     parameters
-        Parameters of the algorithm.
+        Parameters of the algorithm that are not tuned.
     plan
         The static part.
-    num_samples, thinning
+    num_steps, thinning
         Draws to keep of each chain, and steps for each of them.
-    chunk
-        Fixed number of draws between two returns to the host.
+    schedule
+        What the plan's adaptation does in each step; None without one.
+    progress, label, chunk, monitor
+        As in `langevin_ppl.loop.drive`.
+
+    Returns
+    -------
+    Draws
+        Its ``final_state`` are `Chains`.
     """
-    capacity = capacity_for(row_bytes(keys, plan), num_samples)
 
     def program(carry: Any, start: int, count: int) -> tuple[Any, Any]:
-        return _sampling_chunk(
+        return _chunk(
             carry,
             start,  # pyright: ignore[reportArgumentType]
             count,  # pyright: ignore[reportArgumentType]
             keys,
             logdensity_fn,
             dict(parameters),
+            schedule,
             plan=plan,
             thinning=thinning,
-            capacity=capacity,
         )
 
     outcome = drive(
-        program, states, num_samples, capacity, progress=progress, label="sample", chunk=chunk
+        program,
+        chains,
+        num_steps,
+        plan.capacity,
+        progress=progress,
+        label=label,
+        chunk=chunk,
+        monitor=monitor,
     )
     return stacked(outcome)
 
 
-def row_bytes(keys: PRNGKey, plan: Plan) -> int:
-    """Memory of one draw of all chains, with room for its statistics."""
-    return keys.shape[0] * (plan.layout.dimension + 10) * 8
+def capacity_of(layout: Layout, num_chains: int) -> int:
+    """Length of buffers for the draws of all chains, with room for their statistics."""
+    return capacity_for(num_chains * (layout.dimension + 10) * 8)
 
 
 def stacked(outcome: Outcome) -> Draws:

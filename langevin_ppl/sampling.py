@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,15 +16,17 @@ from langevin_ppl.arguments import (
     check_labels,
     check_parameters,
     check_target,
+    check_tuning,
     earlier_parameters,
     earlier_positions,
 )
-from langevin_ppl.base import DivergenceWarning, Draws, PRNGKey
-from langevin_ppl.export import LIBRARY, collect_groups, to_datatree
-from langevin_ppl.kernels import Kernel, mala
+from langevin_ppl.base import ConvergenceWarning, DivergenceWarning, Draws, PRNGKey
+from langevin_ppl.diagnostics import Converged, Convergence, flattened, judge, summarise, watch
+from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
+from langevin_ppl.kernels import Kernel, ghmc, split_ghmc
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.tree import Layout
-from langevin_ppl.warmup import MAX_TAMING_LOSS, Request, Tuned, traits, tune
+from langevin_ppl.warmup import DENSE_LIMIT, MAX_TAMING_LOSS, Request, Tuned, traits, tune
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["sample"]
 
 DEFAULT_WARMUP = 500
+KINETIC_WARMUP = 300
+LARGE_WARMUP = 1000
+DEFAULT_SAMPLES = 1000
+MAX_SAMPLES = 20_000
+"""Most draws of each chain that ``until`` may take, unless ``num_samples`` says otherwise."""
 
 MAX_DIVERGENT_SHARE = 0.05
 """Share of divergent steps of a Langevin kernel above which `sample` warns; each is flagged.
@@ -51,25 +57,29 @@ MAX_ATTRIBUTE_SIZE = 32
 def sample(
     rng_key: PRNGKey,
     target: Any,
-    kernel: Any = mala,
+    kernel: Any = split_ghmc,
     *,
     num_chains: int = 4,
     num_warmup: int | None = None,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
+    until: Converged | None = None,
     thinning: int = 1,
     initial: Any = None,
     parameters: Any = None,
     groups: Sequence[str] = (),
+    metric: str | None = None,
+    target_acceptance_rate: float | None = None,
     progress: bool = False,
     chunk: int | None = None,
     **kernel_parameters: Any,
 ) -> "xr.DataTree":
     """Sample a target with a kernel.
 
-    A kernel of this library is started at modes found by L-BFGS and tuned during warm-up: step
-    size by dual averaging, metric by windows pooled over chains. An unadjusted kernel is tuned
-    through its Metropolis-adjusted sibling and then runs at a smaller step (see Notes). Any
-    BlackJAX algorithm may take the kernel's place and gets BlackJAX's own adaptation.
+    With nothing else said, `split_ghmc` runs around a Gaussian that warm-up fits. A kernel of
+    this library is started at modes found by L-BFGS and Newton's method and tuned during
+    warm-up: step size by dual averaging, metric by windows pooled over chains. An unadjusted
+    kernel is tuned through its Metropolis-adjusted sibling and then runs at a smaller step (see
+    Notes). Any BlackJAX algorithm may take the kernel's place and gets BlackJAX's own adaptation.
 
     Parameters
     ----------
@@ -82,10 +92,13 @@ def sample(
     num_chains
         Number of chains, vmapped and spread over the devices.
     num_warmup
-        Warm-up steps of each chain. By default 500, or 0 where both ``initial`` and
-        ``parameters`` are given.
+        Warm-up steps of each chain. By default 300 for kinetic kernels and 500 for others, 1000
+        above 500 dimensions, or 0 where both ``initial`` and ``parameters`` are given.
     num_samples
-        Draws to keep of each chain.
+        Draws to keep of each chain: 1000 by default. With ``until``, the most that it may take,
+        20,000 by default.
+    until
+        Stop as soon as draws are enough, ``lp.converged(ess=400, rhat=1.01)``.
     thinning
         Steps for each draw that is kept.
     initial
@@ -96,6 +109,11 @@ def sample(
     groups
         Further groups of the DataTree: ``log_likelihood``, ``posterior_predictive``, ``prior``
         (with ``prior_predictive``), ``unconstrained_posterior``, ``warmup_posterior``.
+    metric
+        ``"dense"``, ``"low_rank"`` (on top of a diagonal) or ``"diagonal"``. By default dense up
+        to 500 dimensions, low rank up to 20,000, diagonal above.
+    target_acceptance_rate
+        What to tune the step size to; by default the kernel's own optimum.
     progress
         Show progress bars (never under ``CI``).
     chunk
@@ -110,7 +128,10 @@ def sample(
     xarray.DataTree
         Groups ``posterior``, ``sample_stats``, ``observed_data``, ``constant_data``, those asked
         for, and ``sampler_parameters`` and ``sampler_position`` for a later run. Attributes
-        say how it was made; ``exact`` is 1 where the kernel's stationary law is the target.
+        say how it was made; ``exact`` is 1 where the kernel's stationary law is the target, and
+        ``converged`` is 1 where ESS of draws and of squared deviations reach 400 (or what
+        ``until`` asks for), R-hat 1.01, and nothing else went wrong. Otherwise ``advice`` says
+        why, and what to try.
 
     Raises
     ------
@@ -119,6 +140,8 @@ def sample(
 
     Warns
     -----
+    ConvergenceWarning
+        If ``converged`` is 0.
     DivergenceWarning
         If a chain left the finite numbers, or proposals diverged.
 
@@ -128,24 +151,33 @@ def sample(
     step size is at most 0.1 in the whitened frame, where ULA's standard deviation on a Gaussian
     is 2.6 % too large, and at most a quarter of its adjusted sibling's.
 
+    A chain whose search for a mode ends elsewhere than the best one starts there, and is not
+    moved: chains that disagree then show in R-hat. No diagnostic sees a mode that no chain found.
+
     Examples
     --------
     >>> import jax, jax.numpy as jnp, langevin_ppl as lp
     >>> target = lp.density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
-    >>> idata = lp.sample(jax.random.key(0), target, lp.mala, num_samples=200)
-    >>> idata["posterior"]["x"].shape
-    (4, 200, 2)
+    >>> idata = lp.sample(jax.random.key(0), target, num_samples=500)
+    >>> idata["posterior"]["x"].shape, idata.attrs["converged"]
+    ((4, 500, 2), 1)
     """
     began = time.perf_counter()
     rng_key = check_key(rng_key)
     check_target(target)
+    if until is not None and not isinstance(until, Converged):
+        raise TypeError(f"until: expected langevin_ppl.converged(...), got {until!r}.")
+    if num_samples is None:
+        num_samples = DEFAULT_SAMPLES if until is None else MAX_SAMPLES
     check_counts(1, num_chains=num_chains, num_samples=num_samples, thinning=thinning)
     check_counts(1, **({} if chunk is None else {"chunk": chunk}))
     if num_warmup is None:
-        num_warmup = 0 if initial is not None and parameters is not None else DEFAULT_WARMUP
+        reused = initial is not None and parameters is not None
+        num_warmup = 0 if reused else default_warmup(kernel, Layout.of(target.prototype))
     check_counts(0, num_warmup=num_warmup)
     check_groups(groups, target, num_warmup)
     check_labels(target)
+    check_tuning(kernel, metric, target_acceptance_rate)
     layout = Layout.of(target.prototype)
     earlier, per_chain = earlier_parameters(parameters, num_chains)
     given = {**earlier, **kernel_parameters}
@@ -157,32 +189,47 @@ def sample(
         given=check_parameters(kernel, given, per_chain, layout),
         per_chain=frozenset(per_chain - set(kernel_parameters)),
         initial=earlier_positions(initial, layout, num_chains),
+        metric=metric,
+        target_acceptance_rate=target_acceptance_rate,
+        capacity=run.capacity_of(layout, num_chains),
         keep_warmup="warmup_posterior" in groups,
+        thinning=thinning,
         progress=progress,
     )
-    key_start, key_warmup, key_sample, key_export = _phases(rng_key)
-    tuned = tune(
-        run.chain_keys(key_start, num_chains), run.chain_keys(key_warmup, num_chains), request
-    )
+    start_keys, warmup_keys, sample_keys, key_export = run.phase_keys(rng_key, num_chains)
+    tuned = tune(start_keys, warmup_keys, request)
     warmed = time.perf_counter()
-    draws = run.sample(
-        run.chain_keys(key_sample, num_chains),
+
+    def confirm(positions: np.ndarray) -> Convergence:
+        return summarise(flattened(variables(target, layout, positions))[0])
+
+    draws = run.advance(
+        sample_keys,
         target.logdensity_fn,
-        tuned.states,
+        run.Chains(tuned.states),
         tuned.parameters,
         tuned.plan,
-        num_samples=num_samples,
+        num_steps=num_samples,
         thinning=thinning,
         progress=progress,
         chunk=chunk,
+        monitor=None if until is None else watch(until, num_samples, confirm),
     )
     sampled = time.perf_counter()
+    posterior = variables(target, layout, draws.positions)
     attributes = _describe(request, tuned, draws, thinning)
     attributes |= {"warmup_time": warmed - began, "sampling_time": sampled - warmed}
+    attributes |= _verdict(posterior, tuned, draws, until or Converged())
     _warn(kernel, draws, attributes)
     return to_datatree(
         collect_groups(
-            key_export, target, draws, tuned.warmup, groups, tuned.parameters.get("step_size")
+            key_export,
+            target,
+            draws,
+            posterior,
+            tuned.warmup,
+            groups,
+            tuned.parameters.get("step_size"),
         ),
         dims=target.dims,
         coords=target.options.coords,
@@ -192,11 +239,11 @@ def sample(
     )
 
 
-@jax.jit
-def _phases(rng_key: PRNGKey) -> tuple[PRNGKey, PRNGKey, PRNGKey, PRNGKey]:
-    """Keys of starting positions, warm-up, sampling and predictions."""
-    start, warmup, sampling, export = jax.random.split(rng_key, 4)
-    return start, warmup, sampling, export
+def default_warmup(kernel: Any, layout: Layout) -> int:
+    """Warm-up steps: fewer for kinetic kernels, which mix fast, more without a Hessian's help."""
+    if layout.dimension > DENSE_LIMIT:
+        return LARGE_WARMUP
+    return KINETIC_WARMUP if kernel is split_ghmc or kernel is ghmc else DEFAULT_WARMUP
 
 
 def _describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> dict[str, Any]:
@@ -235,12 +282,57 @@ def _reported(tuned: Tuned) -> dict[str, Any]:
     """Parameters under their public names, arrays as NumPy arrays."""
     reported: dict[str, Any] = {name: value.value for name, value in tuned.plan.fixed}
     for name, value in tuned.parameters.items():
-        if isinstance(value, Preconditioner):
+        if not isinstance(value, Preconditioner):
+            reported[name] = np.asarray(value)
+        elif value.directions is not None:
+            parts = value._asdict()
+            reported |= {f"{name}.{part}": np.asarray(parts[part]) for part in parts}
+        else:
             factor = np.asarray(value.factor)  # in NumPy: nothing to compile
             reported[name] = factor @ factor.T if factor.ndim == 2 else factor**2
-        else:
-            reported[name] = np.asarray(value)
     return reported
+
+
+def _verdict(
+    posterior: Mapping[str, Any], tuned: Tuned, draws: Draws, rule: Converged
+) -> dict[str, Any]:
+    """Whether to trust the draws, why not, and what to try."""
+    seen, shortage = judge(posterior, rule)
+    doubts = list(tuned.doubts)
+    verdict: dict[str, Any] = {
+        "min_ess": seen.ess,
+        "min_ess_squares": seen.ess_squares,
+        "max_rhat": seen.rhat,
+    }
+    if not np.isfinite(draws.positions).all():
+        doubts.append("A chain left the finite numbers.")
+    if shortage:
+        doubts.append(f"{shortage[0].upper()}{shortage[1:]}. {_what_to_try(seen, rule, tuned)}")
+    verdict["converged"] = not doubts
+    if doubts:
+        verdict["advice"] = " ".join(doubts)
+    return verdict
+
+
+def _what_to_try(seen: Convergence, rule: Converged, tuned: Tuned) -> str:
+    """Say what may help, by what warm-up saw."""
+    if seen.rhat <= rule.rhat:
+        return "Take more draws: num_samples=, or until=langevin_ppl.converged()."
+    cures = []
+    if "ended elsewhere" in tuned.notes.get("mode_search", ""):
+        cures.append(
+            "Searches for the mode ended in different places: there may be several modes, which "
+            "tempering reaches (blackjax.adaptive_tempered_smc), or labels that can be ordered"
+        )
+    if "poor" in tuned.notes.get("gaussian_fit", "") or "no mode" in tuned.notes.get(
+        "mode_search", ""
+    ):
+        cures.append(
+            "The posterior is far from Gaussian: make sure that it is proper, reparametrise it (a "
+            "non-centred hierarchy, numpyro.infer.reparam.LocScaleReparam), or try blackjax.nuts"
+        )
+    cures.append("Take more draws, with a longer warm-up (num_warmup=)")
+    return ". ".join(cures) + "."
 
 
 def _short(value: Any) -> Any:
@@ -284,6 +376,8 @@ def _warn(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
             UserWarning,
             stacklevel=3,
         )
+    if not attributes["converged"]:
+        warnings.warn(f"{name}: {attributes['advice']}", ConvergenceWarning, stacklevel=3)
     diverging = np.asarray(draws.stats["diverging"])
     lost = ~np.isfinite(draws.positions).all(axis=(1, 2))
     message = ""

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "langevin_ppl"
 
 LAYERS = [
-    {"base", "tree"},
+    {"base", "compilation", "tree"},
     {"taming", "preconditioners", "integrators", "metropolis"},
     {"targets", "gradients"},
     {"kernels"},
@@ -18,9 +18,10 @@ LAYERS = [
     {"fit"},
     {"run"},
     {"warmup"},
+    {"diagnostics"},
     {"export"},
     {"arguments"},
-    {"sampling"},
+    {"approximation", "sampling"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 INSIDE_A_LAYER = {("tree", "base")}
@@ -30,6 +31,7 @@ ONLY_IN = {
     "numpyro": {"targets"},
     "arviz_base": {"export"},
     "arviz": set(),
+    "arviz_stats": {"approximation"},
     "optax": {"fit"},
     "equinox": set(),
     "diffrax": set(),
@@ -82,6 +84,18 @@ def test_import_is_light():
     code = (
         "import sys, langevin_ppl; "
         "print([m for m in ('jax', 'numpyro', 'blackjax', 'arviz_base') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_no_public_name_is_hidden_by_a_module():
+    """Importing a submodule sets its name in the package, where the table may mean a function."""
+    code = (
+        "import importlib, pkgutil, types, langevin_ppl as lp\n"
+        "for module in pkgutil.walk_packages(lp.__path__, 'langevin_ppl.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print([n for n in lp.__all__ if isinstance(getattr(lp, n), types.ModuleType)])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

@@ -12,7 +12,8 @@ from blackjax.util import run_inference_algorithm, store_only_expectation_values
 import langevin_ppl as lp
 from langevin_ppl.base import Estimate, GradientEstimator
 
-ADJUSTED = (lp.mala, lp.tmala, lp.tmalac)
+KINETIC = (lp.ghmc, lp.split_ghmc)
+ADJUSTED = (lp.mala, lp.tmala, lp.tmalac, *KINETIC)
 UNADJUSTED = (lp.ula, lp.tula, lp.tulac, lp.mtula)
 KEY = jax.random.key(3)
 SCALES = np.array([0.5, 2.0], np.float32)
@@ -28,7 +29,9 @@ START = {"x": jnp.zeros(2)}
 
 @pytest.mark.parametrize("kernel", ADJUSTED + UNADJUSTED, ids=repr)
 def test_run_inference_algorithm(kernel):
-    algorithm = kernel(logdensity, step_size=0.1, inverse_mass_matrix=SCALES**2)
+    # A time, of which the others' step sizes are half the square.
+    step_size = 0.5 if kernel in KINETIC else 0.1
+    algorithm = kernel(logdensity, step_size=step_size, inverse_mass_matrix=SCALES**2)
     final, (states, infos) = run_inference_algorithm(
         KEY, algorithm, num_steps=20, initial_position=START
     )
@@ -90,7 +93,7 @@ def test_store_only_expectation_values():
     np.testing.assert_allclose(means, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [lp.mala, lp.tmala], ids=repr)
+@pytest.mark.parametrize("kernel", [lp.mala, lp.tmala, lp.ghmc, lp.split_ghmc], ids=repr)
 def test_window_adaptation(kernel):
     target = kernel.target_acceptance_rate
     adaptation = blackjax.window_adaptation(kernel, logdensity, target_acceptance_rate=target)
@@ -115,8 +118,12 @@ def test_window_adaptation(kernel):
     assert abs(np.mean(rates) - target) < 0.2
 
 
-@pytest.mark.parametrize("kernel", [lp.mala, lp.ula], ids=repr)
-def test_adaptive_tempered_smc(kernel):
+@pytest.mark.parametrize(
+    ("kernel", "step_size"),
+    [(lp.mala, 0.05), (lp.ula, 0.05), (lp.ghmc, 0.5), (lp.split_ghmc, 0.5)],
+    ids=str,
+)
+def test_adaptive_tempered_smc(kernel, step_size):
     # Prior N(0, 3^2 I); a likelihood N(mean, covariance) with correlation.
     mean = np.array([2.0, -1.0])
     covariance = np.array([[0.5, 0.3], [0.3, 0.8]])
@@ -132,7 +139,7 @@ def test_adaptive_tempered_smc(kernel):
         loglikelihood,
         kernel.build_kernel(),
         kernel.init,
-        extend_params({"step_size": 0.05, "inverse_mass_matrix": jnp.ones(2)}),
+        extend_params({"step_size": step_size, "inverse_mass_matrix": jnp.ones(2)}),
         resampling.systematic,
         target_ess=0.7,
         num_mcmc_steps=10,

@@ -6,27 +6,29 @@ import sys
 SCRIPT = """
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
+import warnings
 import jax.numpy as jnp, numpy as np
 import langevin_ppl as lp
 from langevin_ppl import run
 
+warnings.simplefilter("ignore", lp.ConvergenceWarning)
 assert len(jax.devices()) == 2
 target = lp.density(lambda x: -0.5 * jnp.sum(x**2 / jnp.array([1.0, 4.0])), jnp.zeros(2))
 fixed = dict(num_warmup=0, step_size=0.5, initial=jnp.ones((4, 2)))
 start = jnp.ones((4, 2))
 
 spread = lp.sample(jax.random.key(0), target, num_samples=1, **fixed)
-keys = run.chain_keys(jax.random.key(0), 4)
-assert len(keys.sharding.device_set) == 2
+*keys, _ = run.phase_keys(jax.random.key(0), 4)
+assert all(len(phase.sharding.device_set) == 2 for phase in keys)
 tuned_spread = lp.sample(jax.random.key(0), target, num_samples=3000)
 odd = lp.sample(jax.random.key(0), target, num_chains=3, num_samples=10, num_warmup=50)
 assert odd["posterior"]["x"].shape == (3, 10, 2)
 
 run.place = lambda tree: tree
 together = lp.sample(jax.random.key(0), target, num_samples=1, **fixed)
-np.testing.assert_array_equal(
-    jax.random.key_data(keys), jax.random.key_data(run.chain_keys(jax.random.key(0), 4))
-)
+for phase, alone in zip(keys, run.phase_keys(jax.random.key(0), 4)):
+    assert len(alone.sharding.device_set) == 1
+    np.testing.assert_array_equal(jax.random.key_data(phase), jax.random.key_data(alone))
 np.testing.assert_allclose(spread["posterior"]["x"], together["posterior"]["x"], rtol=1e-5)
 tuned_together = lp.sample(jax.random.key(0), target, num_samples=3000)
 for idata in (tuned_spread, tuned_together):

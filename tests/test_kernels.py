@@ -14,10 +14,12 @@ from jax.flatten_util import ravel_pytree
 import langevin_ppl as lp
 from langevin_ppl.base import Estimate, GradientEstimator, Randomness
 from langevin_ppl.gradients import as_estimator
-from langevin_ppl.kernels import KernelInfo, KernelState
+from langevin_ppl.kernels import KernelInfo, KernelState, KineticState
 from langevin_ppl.metropolis import log_uniform
 
-ADJUSTED = (lp.mala, lp.tmala, lp.tmalac)
+OVERDAMPED = (lp.mala, lp.tmala, lp.tmalac)
+KINETIC = (lp.ghmc, lp.split_ghmc)
+ADJUSTED = OVERDAMPED + KINETIC
 UNADJUSTED = (lp.ula, lp.tula, lp.tulac, lp.mtula)
 TAMED = (lp.tula, lp.tulac, lp.mtula, lp.tmala, lp.tmalac)
 KERNELS = ADJUSTED + UNADJUSTED
@@ -27,6 +29,8 @@ DENSE = np.array([[1.5, 0.3, 0.0], [0.3, 0.7, -0.2], [0.0, -0.2, 1.0]])
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=repr)
 every_adjusted = pytest.mark.parametrize("kernel", ADJUSTED, ids=repr)
+every_overdamped_adjusted = pytest.mark.parametrize("kernel", OVERDAMPED, ids=repr)
+every_kinetic = pytest.mark.parametrize("kernel", KINETIC, ids=repr)
 every_unadjusted = pytest.mark.parametrize("kernel", UNADJUSTED, ids=repr)
 
 
@@ -59,7 +63,8 @@ def test_algorithm_is_blackjax_s(kernel):
     state = algorithm.init(START)
     assert_trees_close(algorithm.init(START, KEY), state, rtol=0, atol=0)
     new, info = algorithm.step(KEY, state)
-    assert isinstance(new, KernelState) and isinstance(info, KernelInfo)
+    assert isinstance(new, KineticState if kernel in KINETIC else KernelState)
+    assert isinstance(info, KernelInfo)
     np.testing.assert_array_equal(state.position, START)
     assert (state.step, new.step) == (0, 1)
     np.testing.assert_allclose(new.logdensity, logdensity(new.position), rtol=1e-5)
@@ -143,7 +148,12 @@ def test_build_kernel(kernel):
     step = kernel.build_kernel()
     names = list(inspect.signature(step).parameters)
     assert names[:5] == ["rng_key", "state", "logdensity_fn", "step_size", "inverse_mass_matrix"]
-    assert names[5:] == ["temperature", *(["power"] if kernel is lp.mtula else [])]
+    further = {
+        lp.mtula: ["temperature", "power"],
+        lp.ghmc: ["friction", "temperature"],
+        lp.split_ghmc: ["location", "frequency", "friction", "taming", "temperature"],
+    }
+    assert names[5:] == further.get(kernel, ["temperature"])
     required = [
         name
         for name, parameter in inspect.signature(step).parameters.items()
@@ -376,13 +386,43 @@ def test_other_parameters_that_are_not_positive(name, value):
         lp.mala(logdensity, step_size=0.1, **{name: value})
 
 
+@every_kinetic
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, None, "small"])
+def test_frictions_that_are_none(kernel, value):
+    with pytest.raises(ValueError, match=rf"{kernel.__name__}.*friction.*positive"):
+        kernel(logdensity, step_size=0.1, friction=value)
+
+
+@pytest.mark.parametrize("name", ["frequency", "taming"])
+@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf, None, "small"])
+def test_frequencies_and_tamings_that_are_none(name, value):
+    with pytest.raises(ValueError, match=rf"split_ghmc.*{name}"):
+        lp.split_ghmc(logdensity, step_size=0.1, **{name: value})
+
+
+@pytest.mark.parametrize("value", [np.nan, [0.0, np.inf, 1.0], None, "here"], ids=str)
+def test_locations_that_are_no_place(value):
+    with pytest.raises(ValueError, match=r"split_ghmc.*location"):
+        lp.split_ghmc(logdensity, step_size=0.1, location=value)
+
+
+@pytest.mark.parametrize("position", [jnp.ones(1), {"x": jnp.ones(1)}, jnp.ones(2)])
+def test_locations_of_another_dimension(position):
+    # As for matrices: broadcasting must not make it fit, nor change the shape of the position.
+    algorithm = lp.split_ghmc(
+        lambda x: -jnp.sum(ravel_pytree(x)[0] ** 2), step_size=0.1, location=np.ones(3)
+    )
+    with pytest.raises((TypeError, ValueError)):
+        algorithm.step(KEY, algorithm.init(position))
+
+
 @every_kernel
 def test_unknown_and_missing_parameters(kernel):
     known = "step_size.*inverse_mass_matrix.*temperature"
     with pytest.raises(TypeError, match=f"{kernel.__name__}.*unknown.*stepsize.*{known}"):
         kernel(logdensity, stepsize=0.1)
-    with pytest.raises(TypeError, match=f"{kernel.__name__}.*unknown.*friction.*{known}"):
-        kernel(logdensity, step_size=0.1, friction=1.0)
+    with pytest.raises(TypeError, match=f"{kernel.__name__}.*unknown.*mass.*{known}"):
+        kernel(logdensity, step_size=0.1, mass=1.0)
     with pytest.raises(TypeError, match=f"{kernel.__name__}.*missing.*step_size.*{known}"):
         kernel(logdensity)
 
@@ -456,7 +496,7 @@ def test_nothing_is_tamed_where_the_gradient_is_zero(kernel):
     assert info.taming_loss == 0.0
 
 
-@every_adjusted
+@every_overdamped_adjusted
 def test_acceptance_rate_is_the_textbook_s(kernel):
     step_size, temperature = 0.15, 1.4
 
@@ -531,7 +571,10 @@ def test_divergent_proposals_are_rejected_and_flagged(kernel, logdensity_there, 
     new, info = kernel.transition(randomness, state, estimator, step_size=0.5)
     assert info.is_divergent and not info.is_accepted
     assert info.acceptance_rate == 0.0
-    assert_trees_close(new, state._replace(step=state.step + 1), rtol=0, atol=0)
+    stay = state._replace(step=state.step + 1)
+    if kernel in KINETIC:  # the momentum that was drawn, turned back
+        stay = stay._replace(momentum=-randomness.noise[:2])
+    assert_trees_close(new, stay, rtol=0, atol=0)
 
 
 @every_adjusted

@@ -8,7 +8,7 @@ import pytest
 import langevin_ppl as lp
 from langevin_ppl.base import Randomness
 from langevin_ppl.gradients import as_estimator
-from langevin_ppl.preconditioners import preconditioner
+from langevin_ppl.preconditioners import Preconditioner, preconditioner
 
 DENSE = np.array([[2.0, 0.6, -0.3], [0.6, 0.5, 0.1], [-0.3, 0.1, 1.2]])
 MATRICES = {
@@ -17,7 +17,8 @@ MATRICES = {
     "dense": DENSE,
 }
 UNADJUSTED = (lp.ula, lp.tula, lp.tulac, lp.mtula)
-ADJUSTED = (lp.mala, lp.tmala, lp.tmalac)
+KINETIC = (lp.ghmc, lp.split_ghmc)
+ADJUSTED = (lp.mala, lp.tmala, lp.tmalac, *KINETIC)
 
 every_matrix = pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
 
@@ -39,6 +40,27 @@ def test_frame_against_numpy(matrix):
         np.testing.assert_allclose(frame.solve(jnp.array(vector)), np.linalg.solve(factor, vector))
         assert frame.inverse_mass_matrix.shape == matrix.shape
         np.testing.assert_allclose(frame.inverse_mass_matrix, matrix)
+
+
+def low_rank():
+    """Two directions stretched on top of a diagonal, and the factor as a full matrix, by NumPy."""
+    scales, stretches = np.array([0.5, 1.4, 0.9]), np.array([1.6, 0.4])
+    columns = np.linalg.qr(np.array([[1.0, 2.0], [0.5, -1.0], [-1.0, 0.3]]))[0]
+    factor = np.diag(scales) @ (np.eye(3) + columns @ np.diag(stretches - 1) @ columns.T)
+    return Preconditioner(*map(jnp.array, (scales, columns, stretches))), factor
+
+
+def test_low_rank_frame_against_numpy():
+    with jax.enable_x64(True):
+        frame, factor = low_rank()
+        vector = np.array([1.0, -2.0, 0.5])
+        np.testing.assert_allclose(frame.scale(jnp.array(vector)), factor @ vector)
+        np.testing.assert_allclose(frame.transpose(jnp.array(vector)), factor.T @ vector)
+        np.testing.assert_allclose(frame.solve(jnp.array(vector)), np.linalg.solve(factor, vector))
+        np.testing.assert_allclose(frame.inverse_mass_matrix, factor @ factor.T, atol=1e-14)
+        assert preconditioner(frame, 3) is frame
+        with pytest.raises(ValueError, match="inverse_mass_matrix"):
+            preconditioner(frame, 2)
 
 
 @every_matrix
@@ -79,32 +101,38 @@ def logdensity(x):
     return -0.25 * square**2 + 0.5 * square + 0.2 * x[0] * x[2]
 
 
-@every_matrix
-@pytest.mark.parametrize("kernel", UNADJUSTED + ADJUSTED, ids=repr)
-def test_kernel_is_the_plain_kernel_in_the_whitened_frame(kernel, matrix):
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [
+        *((kernel, name) for kernel in UNADJUSTED + ADJUSTED for name in MATRICES),
+        # The frame is applied in one place for each family.
+        *((kernel, "low rank") for kernel in (lp.mala, lp.split_ghmc)),
+    ],
+    ids=str,
+)
+def test_kernel_is_the_plain_kernel_in_the_whitened_frame(kernel, name):
     adjusted = kernel in ADJUSTED
     with jax.enable_x64(True):
-        factor = jnp.array(factor_of(matrix))
-        options = dict(step_size=0.2, temperature=1.3)
+        if name == "low rank":
+            matrix, factor = low_rank()
+        else:
+            matrix, factor = jnp.array(MATRICES[name]), factor_of(MATRICES[name])
+        factor = jnp.array(factor)
+        options = dict(step_size=0.9 if kernel in KINETIC else 0.2, temperature=1.3)
+
+        def move(logdensity_fn, position, noise, **further):
+            estimator = as_estimator(logdensity_fn)
+            state = kernel.init(position, estimator)
+            if kernel in KINETIC:  # a chain on its way, whose momentum is one of the frame
+                momentum = jnp.array([0.3, -1.2, 0.5])
+                state = state._replace(step=jnp.asarray(3, jnp.int32), momentum=momentum)
+            return kernel.transition(Randomness(noise, ()), state, estimator, **options, **further)
 
         def plain(z, noise):
-            def whitened(z):
-                return logdensity(factor @ z)
-
-            estimator = as_estimator(whitened)
-            state = kernel.init(z, estimator)
-            return kernel.transition(Randomness(noise, ()), state, estimator, **options)
+            return move(lambda z: logdensity(factor @ z), z, noise)
 
         def preconditioned(x, noise):
-            estimator = as_estimator(logdensity)
-            state = kernel.init(x, estimator)
-            return kernel.transition(
-                Randomness(noise, ()),
-                state,
-                estimator,
-                inverse_mass_matrix=jnp.array(matrix),
-                **options,
-            )
+            return move(logdensity, x, noise, inverse_mass_matrix=matrix)
 
         # Several starts, with small and large gradients; moves both accepted and rejected.
         zs = 2.0 * jax.random.normal(jax.random.key(0), (64, 3))
@@ -115,6 +143,8 @@ def test_kernel_is_the_plain_kernel_in_the_whitened_frame(kernel, matrix):
         same = dict(rtol=1e-9, atol=1e-11)
         np.testing.assert_allclose(state.position, plain_state.position @ factor.T, **same)
         np.testing.assert_allclose(state.logdensity, plain_state.logdensity, **same)
+        if kernel in KINETIC:
+            np.testing.assert_allclose(state.momentum, plain_state.momentum, **same)
         if info.taming_loss is not None:
             assert np.max(info.taming_loss) > 0.1
             np.testing.assert_allclose(info.taming_loss, plain_info.taming_loss, **same)

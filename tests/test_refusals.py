@@ -285,7 +285,7 @@ def test_algorithms_that_do_not_take_a_density(kernel):
 
 def test_unknown_keywords_list_the_known():
     known = "inverse_mass_matrix, step_size, temperature"
-    with refuse(TypeError, "unknown keyword stepsize", "langevin_ppl.mala", "step_size"):
+    with refuse(TypeError, "unknown keyword stepsize", "langevin_ppl.split_ghmc", "step_size"):
         lp.sample(KEY, DENSITY, stepsize=0.1)
     with refuse(TypeError, "unknown keyword friction", "langevin_ppl.ula", known):
         lp.sample(KEY, DENSITY, lp.ula, friction=0.1)
@@ -297,10 +297,66 @@ def test_unknown_keywords_list_the_known():
 
 @pytest.mark.parametrize("step_size", [0.0, -0.1, float("nan"), float("inf"), "large"])
 def test_step_sizes(step_size):
-    with refuse(ValueError, "langevin_ppl.mala", "step_size", "positive", repr(step_size)):
+    with refuse(ValueError, "langevin_ppl.split_ghmc", "step_size", "positive", repr(step_size)):
         lp.sample(KEY, DENSITY, step_size=step_size)
     with refuse(ValueError, "step_size", "positive"):
         lp.ula(gaussian, step_size=step_size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"friction": 0.0}, ["friction", "positive", "0.0"]),
+        ({"friction": -1.0}, ["friction", "positive", "-1.0"]),
+        ({"friction": jnp.ones(2)}, ["friction", "scalar", "(2,)"]),
+        ({"frequency": -0.5}, ["frequency", "at least 0", "-0.5"]),
+        ({"taming": -1.5}, ["taming", "at least 0", "-1.5"]),
+        ({"location": jnp.zeros(3)}, ["location", "2", "(3,)"]),
+        ({"location": jnp.nan}, ["location", "finite"]),
+    ],
+    ids=str,
+)
+def test_parameters_of_the_kinetic_kernels(settings, parts):
+    with refuse(ValueError, "langevin_ppl.split_ghmc", *parts):
+        lp.sample(KEY, DENSITY, **SMALL, **settings)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.5, 1.5, float("nan"), "0.8", True])
+def test_acceptance_rates_that_are_none(rate):
+    with refuse(ValueError, "target_acceptance_rate", "between 0 and 1", repr(rate)):
+        lp.sample(KEY, DENSITY, target_acceptance_rate=rate)
+
+
+def test_metrics():
+    with refuse(ValueError, "metric", "dense, low_rank, diagonal", "'full'"):
+        lp.sample(KEY, DENSITY, metric="full")
+    for settings in ({"metric": "dense"}, {"target_acceptance_rate": 0.9}):
+        with refuse(ValueError, "metric and target_acceptance_rate", "blackjax.nuts"):
+            lp.sample(KEY, DENSITY, blackjax.nuts, **settings)
+
+
+@pytest.mark.parametrize("shape", ["dense", "low_rank"])
+def test_a_metric_that_fits_into_no_memory(shape):
+    """Refused before anything is traced, and with what it would cost."""
+    traces = []
+
+    def large(x):
+        traces.append(x)
+        return gaussian(x)
+
+    dimension = 100_000 if shape == "dense" else 10_000_000
+    target = lp.density(large, jnp.zeros(dimension))
+    traces.clear()
+    cost = "224 GiB" if shape == "dense" else "GiB"
+    with refuse(ValueError, f"a {shape} metric in {dimension} dimensions", cost, "'diagonal'"):
+        lp.sample(KEY, target, metric=shape)
+    assert not traces
+
+
+@pytest.mark.parametrize("until", [400, "converged", {"ess": 400}, lp.converged, True])
+def test_rules_to_stop_by(until):
+    with refuse(TypeError, "until", "langevin_ppl.converged(...)", repr(until)):
+        lp.sample(KEY, DENSITY, until=until)
 
 
 @pytest.mark.parametrize(
@@ -321,10 +377,16 @@ def test_inverse_mass_matrices(matrix, parts):
 
 
 @pytest.mark.parametrize("name", ["num_chains", "num_samples", "thinning"])
-@pytest.mark.parametrize("value", [0, -1, 2.0, True, "3", None, jnp.ones(2)])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "3", jnp.ones(2)])
 def test_counts(name, value):
     with refuse(ValueError, name, "integer of at least 1", repr(value)):
         lp.sample(KEY, DENSITY, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["num_chains", "thinning"])
+def test_counts_without_a_default(name):
+    with refuse(ValueError, name, "integer of at least 1", "None"):
+        lp.sample(KEY, DENSITY, **{name: None})
 
 
 def test_counts_of_warmup():
@@ -422,5 +484,6 @@ def test_a_metropolis_test_needs_all_the_data():
         return Estimate(*jax.value_and_grad(gaussian)(position)), memory
 
     noisy = GradientEstimator(lambda position: (), lambda key, step: (), estimate, exact=False)
-    with refuse(ValueError, "langevin_ppl.mala has a Metropolis test", "langevin_ppl.ula"):
-        lp.mala(noisy, step_size=0.1)
+    for kernel in (lp.mala, lp.split_ghmc):
+        with refuse(ValueError, f"{kernel} has a Metropolis test", "langevin_ppl.ula"):
+            kernel(noisy, step_size=0.1)

@@ -15,7 +15,7 @@ CHAINS = 96
 DISCARDED = 100
 STEPS = 1000
 
-every_adjusted = pytest.mark.parametrize("kernel", [lp.mala, lp.tmala, lp.tmalac], ids=repr)
+OVERDAMPED = (lp.mala, lp.tmala, lp.tmalac)
 
 
 def double_well(x):
@@ -67,8 +67,17 @@ def assert_test_is_fair(infos):
     assert not np.any(infos.is_divergent)
 
 
-@every_adjusted
-def test_double_well(kernel):
+@pytest.mark.parametrize(
+    ("kernel", "settings"),
+    [
+        *((kernel, {"step_size": 0.35}) for kernel in OVERDAMPED),
+        (lp.ghmc, {"step_size": 0.8, "friction": 0.6}),
+        # A Gaussian that is too narrow and beside the target.
+        (lp.split_ghmc, {"step_size": 0.9, "inverse_mass_matrix": 0.5, "location": 0.3}),
+    ],
+    ids=str,
+)
+def test_double_well(kernel, settings):
     # In the plane, in polar coordinates.
     radius = np.linspace(0.0, 8.0, 4001)
     weight = radius * np.exp(-0.25 * radius**4 + 0.5 * radius**2)
@@ -76,7 +85,7 @@ def test_double_well(kernel):
     np.testing.assert_allclose(square, 0.7889782, atol=1e-6)
 
     starts = np.sqrt(square) * jax.random.normal(jax.random.key(0), (CHAINS, 2))
-    positions, infos = run(kernel(double_well, step_size=0.35), starts)
+    positions, infos = run(kernel(double_well, **settings), starts)
     assert_test_is_fair(infos)
     assert_mean(positions, 0.0, 0.02)
     assert_mean(positions**2, square, 0.012)
@@ -85,13 +94,18 @@ def test_double_well(kernel):
     assert_mean(fourth, 2 * square + 2, 0.05)
 
 
-@every_adjusted
-def test_correlated_gaussian_with_a_dense_inverse_mass_matrix(kernel):
+@pytest.mark.parametrize(
+    ("kernel", "step_size"),
+    [*((kernel, 0.6) for kernel in OVERDAMPED), (lp.ghmc, 1.1), (lp.split_ghmc, 1.3)],
+    ids=str,
+)
+def test_correlated_gaussian_with_a_dense_inverse_mass_matrix(kernel, step_size):
     covariance, logdensity = gaussian()
     # Near the covariance, as after a short warm-up, but not equal to it.
     rng = np.random.default_rng(6)
     sketch = np.linalg.cholesky(covariance) @ rng.standard_normal((5, 30))
-    algorithm = kernel(logdensity, step_size=0.6, inverse_mass_matrix=sketch @ sketch.T / 30)
+    matrix = sketch @ sketch.T / 30
+    algorithm = kernel(logdensity, step_size=step_size, inverse_mass_matrix=matrix)
     starts = rng.multivariate_normal(np.zeros(5), covariance, size=CHAINS)
     positions, infos = run(algorithm, jnp.asarray(starts, jnp.float32))
     assert_test_is_fair(infos)

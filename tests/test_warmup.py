@@ -1,20 +1,29 @@
 """Starting positions and adaptation: each part against an independent computation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from blackjax.adaptation.step_size import dual_averaging_adaptation
 
+import langevin_ppl as lp
+from langevin_ppl.base import Draws
+from langevin_ppl.compilation import QUICK
 from langevin_ppl.fit import minimize
-from langevin_ppl.warmup.adaptation import (
+from langevin_ppl.preconditioners import Preconditioner
+from langevin_ppl.warmup.adaptation import MIN_FRICTION_SHARE, Adaptation, Schedule
+from langevin_ppl.warmup.moments import (
+    MAX_ROWS,
     SHRINKAGE,
-    AdaptationState,
     Moments,
-    Schedule,
-    adaptation,
+    Rows,
     fisher_factor,
+    square_root,
 )
-from langevin_ppl.warmup.start import DENSE_LIMIT, laplace_start, square_root
+from langevin_ppl.warmup.report import describe_start, describe_stuck, why_no_mode
+from langevin_ppl.warmup.start import DENSE_LIMIT, laplace_start, search_modes
 
 RNG = np.random.default_rng(0)
 COVARIANCE = np.array([[4.0, 1.2, 0.0], [1.2, 1.0, -0.2], [0.0, -0.2, 0.25]], np.float32)
@@ -64,22 +73,19 @@ def test_fisher_metric_knows_a_gaussian_from_few_draws(draws):
     # Positions and gradients of a Gaussian: cov(g) = C^{-1} cov(x) C^{-1}, so C solves the rule.
     x = RNG.multivariate_normal(np.zeros(3), COVARIANCE, size=draws)
     g = -x @ PRECISION
-    scatter_x, scatter_g = x.T @ x, g.T @ g
-    positions = Moments(jnp.asarray(1e6), jnp.zeros(3), jnp.asarray(scatter_x * 1e6 / draws))
-    gradients = Moments(jnp.asarray(1e6), jnp.zeros(3), jnp.asarray(scatter_g * 1e6 / draws))
-    factor = fisher_factor(positions, gradients)
+    factor = fisher_factor(jnp.asarray(x.T @ x / draws), jnp.asarray(g.T @ g / draws))
     np.testing.assert_allclose(factor @ factor.T, COVARIANCE, rtol=2e-3, atol=2e-3)
 
 
 def test_diagonal_fisher_metric_is_the_ratio_of_standard_deviations():
-    positions = Moments(jnp.asarray(1e8), jnp.zeros(2), 1e8 * jnp.array([4.0, 9.0]))
-    gradients = Moments(jnp.asarray(1e8), jnp.zeros(2), 1e8 * jnp.array([1.0, 0.25]))
-    np.testing.assert_allclose(fisher_factor(positions, gradients) ** 2, [2.0, 6.0], rtol=1e-5)
+    factor = fisher_factor(jnp.array([4.0, 9.0]), jnp.array([1.0, 0.25]))
+    np.testing.assert_allclose(factor**2, [2.0, 6.0], rtol=1e-5)
 
 
-def test_shrinkage_pulls_an_empty_window_to_the_identity():
-    empty = Moments.zero(jnp.eye(2))
-    np.testing.assert_allclose(fisher_factor(empty, empty), jnp.eye(2), atol=1e-6)
+@pytest.mark.parametrize("factor", [jnp.eye(2), jnp.ones(2)], ids=["dense", "diagonal"])
+def test_shrinkage_pulls_an_empty_window_to_the_identity(factor):
+    empty = Moments.zero(factor).covariance(SHRINKAGE)
+    np.testing.assert_allclose(fisher_factor(empty, empty), factor, atol=1e-6)
     assert SHRINKAGE > 0
 
 
@@ -90,40 +96,374 @@ def test_square_root_is_triangular():
     np.testing.assert_array_equal(np.triu(root, 1), 0.0)
 
 
+@pytest.mark.parametrize("num_chains", [1, 3, 300])
+def test_rows_are_the_last_ones(num_chains):
+    draws = np.arange(400 * num_chains * 2.0).reshape(400, num_chains, 2).astype(np.float32)
+
+    @jax.jit
+    def fill(rows, draws):
+        def body(rows, draw):
+            rows = rows.add(draw, -draw, jnp.asarray(1.0))
+            return rows.add(draw + 0.5, draw, jnp.asarray(0.0)), None  # does not count
+
+        return jax.lax.scan(body, rows, draws)[0]
+
+    rows = fill(Rows.zero(2, num_chains, jnp.float32), draws)
+    assert rows.written == 400 * num_chains
+    number = len(rows.positions)
+    assert (
+        number % num_chains == 0 and number == max(MAX_ROWS, num_chains) // num_chains * num_chains
+    )
+    last = draws.reshape(-1, 2)[-number:]
+    order = np.argsort(rows.positions[:, 0])
+    np.testing.assert_array_equal(np.asarray(rows.positions)[order], last)
+    np.testing.assert_array_equal(np.asarray(rows.gradients)[order], -last)
+
+
+# Tuning while stepping
+
+
 def test_schedule_collects_between_renewals():
     schedule = Schedule.build(1000)
-    assert schedule.frees.sum() == 250
-    assert list(np.flatnonzero(schedule.renews)) == [99, 249, 499, 849]
-    assert not schedule.collects[850:].any()
-    assert not Schedule.build(10).renews.any()
+    assert schedule.frees.sum() == 250 and schedule.frees[:250].all()
+    assert list(np.flatnonzero(schedule.renews)) == [149, 399, 799]
+    assert list(np.flatnonzero(schedule.judges)) == [799]
+    assert list(np.flatnonzero(schedule.ends)) == [999]
+    # The first 30 % of a window are left out; what comes after the last settles the friction.
+    collected = [(45, 150), (225, 400), (520, 800), (800, 1000)]
+    expected = np.zeros(1000, bool)
+    for start, end in collected:
+        expected[start:end] = True
+    np.testing.assert_array_equal(schedule.collects, expected)
+    short = Schedule.build(10)
+    assert not short.renews.any() and not short.judges.any() and not short.collects.any()
+    assert list(np.flatnonzero(short.ends)) == [9]
+
+
+ALL = frozenset({"step_size", "inverse_mass_matrix", "location", "frequency", "friction"})
+
+
+def flags(**raised):
+    """One row of a schedule."""
+    row = dict.fromkeys(Schedule._fields, False) | raised
+    return Schedule(**{name: np.asarray(value) for name, value in row.items()})
+
+
+@functools.lru_cache
+def updater(adaptation):
+    """One step of the tuning: of all chains together, or of a single one."""
+    if adaptation.axis_name is None:
+        return jax.jit(adaptation.update)
+    axes = dict(in_axes=(None, 0, 0, 0, None), out_axes=None, axis_name=adaptation.axis_name)
+    return jax.jit(jax.vmap(adaptation.update, **axes))
+
+
+def begun(adaptation, factor=None, location=None, step_size=0.5, rate=0.8, num_chains=4):
+    factor = jnp.eye(3) if factor is None else jnp.asarray(factor)
+    location = jnp.zeros(factor.shape[0]) if location is None else jnp.asarray(location)
+    metric = Preconditioner(factor)
+    if adaptation.metric == "low_rank":
+        d = factor.shape[0]
+        metric = Preconditioner(factor, jnp.eye(d, 20), jnp.ones(20))
+    return adaptation.init(metric, location, step_size, rate, 0.8, num_chains)
+
+
+def gaussian_draws(steps, chains, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.multivariate_normal(MEAN, COVARIANCE, size=(steps, chains)).astype(np.float32)
+    return x, -(x - MEAN) @ PRECISION, rng.uniform(size=(steps, chains)).astype(np.float32)
+
+
+def test_pooled_moments_are_those_of_all_draws():
+    """Means, squares and the residual of the fit, against NumPy on the gathered rows."""
+    adaptation = Adaptation(ALL, "dense", axis_name="chain")
+    factor = np.array([[1.5, 0, 0], [0.3, 0.8, 0], [0.1, -0.2, 0.4]], np.float32)
+    centre = MEAN + np.array([0.5, -0.2, 0.1], np.float32)
+    state = begun(adaptation, factor, centre)
+    x, g, rates = gaussian_draws(40, 4)
+    for step in range(40):
+        state = updater(adaptation)(
+            state, x[step], g[step], rates[step], flags(collects=step % 4 != 3)
+        )
+    counted = np.arange(40) % 4 != 3
+    white = (x[counted].reshape(-1, 3) - centre) @ np.linalg.inv(factor).T
+    pulled = g[counted].reshape(-1, 3) @ factor
+    assert state.positions.number == state.gradients.number == len(white) == 120
+    for moments, rows in ((state.positions, white), (state.gradients, pulled)):
+        np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            moments.covariance(0.0), np.cov(rows.T, bias=True), rtol=1e-3, atol=1e-4
+        )
+    residual = np.sum(np.mean((white + pulled) ** 2, axis=1))
+    np.testing.assert_allclose(state.residual, residual, rtol=1e-3)
+
+
+@pytest.mark.parametrize("frees", [False, True])
+def test_pooled_step_size_is_blackjaxs_dual_averaging(frees):
+    adaptation = Adaptation(frozenset({"step_size"}), "diagonal", axis_name="chain")
+    state = begun(adaptation, jnp.ones(3), rate=0.6)
+    x, g, rates = gaussian_draws(25, 4)
+    init, update, _ = dual_averaging_adaptation(0.6)
+    expected = init(0.5)
+    for step in range(25):
+        state = updater(adaptation)(state, x[step], g[step], rates[step], flags(frees=frees))
+        expected = update(expected, rates[step].min() if frees else rates[step].mean())
+        np.testing.assert_allclose(state.step_size, np.exp(expected.log_step_size), rtol=1e-4)
+        np.testing.assert_allclose(state.taming, float(frees))
+    settled = updater(adaptation)(state, x[0], g[0], rates[0], flags(ends=True))
+    last = update(expected, rates[0].mean())
+    np.testing.assert_allclose(settled.step_size, np.exp(last.log_step_size_avg), rtol=1e-4)
+    assert settled.taming == 0.0
+
+
+@pytest.mark.parametrize("metric", ["dense", "diagonal"])
+def test_one_chain_is_tuned_alone_as_in_a_pool_of_one(metric):
+    alone = Adaptation(ALL, metric, 1.7)
+    pooled = Adaptation(ALL, metric, 1.7, axis_name="chain")
+    factor = jnp.eye(3) if metric == "dense" else jnp.ones(3)
+    one, other = begun(alone, factor, num_chains=1), begun(pooled, factor, num_chains=1)
+    x, g, rates = gaussian_draws(30, 1)
+    for step in range(30):
+        row = flags(
+            collects=True, renews=step == 20, judges=step == 20, frees=step < 5, ends=step == 29
+        )
+        one = updater(alone)(one, x[step, 0], g[step, 0], rates[step, 0], row)
+        other = updater(pooled)(other, x[step], g[step], rates[step], row)
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
 def test_one_stuck_chain_sets_the_step_size_at_first():
-    init, update = adaptation(0.574, adapt_step_size=True, adapt_metric=False)
-    acceptance = jnp.array([0.9, 0.9, 0.9, 0.0])
-    rows = jnp.zeros((4, 2))
+    adaptation = Adaptation(frozenset({"step_size"}), "diagonal", axis_name="chain")
+    acceptance, rows = jnp.array([0.9, 0.9, 0.9, 0.0]), jnp.zeros((4, 3))
 
     def after(frees):
-        state = init(jnp.ones(2), 0.5)
-        flags = Schedule(np.asarray(frees), np.asarray(False), np.asarray(False))
+        state = begun(adaptation, jnp.ones(3), rate=0.574)
         for _ in range(20):
-            state = update(state, rows, rows, acceptance, flags)
-        assert isinstance(state, AdaptationState)
+            state = updater(adaptation)(state, rows, rows, acceptance, flags(frees=frees))
         return float(state.step_size)
 
     assert after(True) < 1e-3 < 0.5 < after(False)
 
 
+def test_the_step_size_is_bounded_and_returns_at_once():
+    adaptation = Adaptation(frozenset({"step_size"}), "diagonal", 1.7, axis_name="chain")
+    state, rows = begun(adaptation, jnp.ones(3)), jnp.zeros((4, 3))
+    sizes = []
+    for step in range(60):
+        acceptance = jnp.full(4, 1.0 if step < 50 else 0.0)
+        state = updater(adaptation)(state, rows, rows, acceptance, flags())
+        sizes.append(float(state.step_size))
+    np.testing.assert_allclose(sizes[20:50], 1.7, rtol=1e-6)
+    assert np.exp(state.averaging.log_step_size_avg) <= 1.7
+    # Fifty steps of acceptance 1 must not have to be unlearned.
+    assert sizes[54] < 0.9 * 1.7
+    free = Adaptation(frozenset({"step_size"}), "diagonal", axis_name="chain")
+    state = begun(free, jnp.ones(3))
+    for _ in range(50):
+        state = updater(free)(state, rows, rows, jnp.ones(4), flags())
+    assert state.step_size > 10.0
+
+
+@pytest.mark.parametrize("metric", ["dense", "diagonal"])
+def test_a_window_finds_the_gaussian_and_its_centre(metric):
+    """Beginning from a frame and a centre that are wrong."""
+    adaptation = Adaptation(ALL, metric, axis_name="chain")
+    scales = np.array([1.0, 3.0, 0.2], np.float32)
+    state = begun(adaptation, np.diag(scales) if metric == "dense" else scales, MEAN + 1.0)
+    x, g, rates = gaussian_draws(60, 4, seed=1)
+    for step in range(60):
+        row = flags(collects=True, renews=step == 59)
+        state = updater(adaptation)(state, x[step], g[step], rates[step], row)
+    sd = np.sqrt(np.diag(COVARIANCE))
+    if metric == "dense":
+        # From 240 draws, whose gradients know the curvature: shrinkage alone is in the way.
+        fitted = state.metric.inverse_mass_matrix
+        np.testing.assert_allclose(fitted, COVARIANCE, rtol=0.06, atol=0.06 * sd.min() ** 2)
+        np.testing.assert_array_equal(np.triu(state.metric.factor, 1), 0.0)
+        np.testing.assert_allclose((state.location - MEAN) / sd, 0.0, atol=0.05)
+    else:
+        ratio = np.sqrt(np.diag(COVARIANCE) / np.diag(PRECISION))
+        np.testing.assert_allclose(state.metric.factor**2, ratio, rtol=0.2)
+        # A diagonal metric moves the mean of the draws only by what their gradients leave.
+        np.testing.assert_allclose((state.location - MEAN) / sd, 0.0, atol=0.5)
+    # A new window, and a step size that goes on from the average.
+    assert state.positions.number == state.gradients.number == state.residual == 0
+    assert state.averaging.step == 1 or state.averaging.step == 0
+
+
+def test_a_low_rank_window_finds_scales_directions_and_the_centre():
+    """A Gaussian of 120 dimensions: scales over four decades, three directions apart."""
+    d = 120
+    rng = np.random.default_rng(3)
+    scales = 10 ** rng.uniform(-2, 2, size=d)
+    directions = np.linalg.qr(rng.standard_normal((d, 3)))[0]
+    stretched = np.array([60.0, 20.0, 0.03])
+    root = scales[:, None] * (
+        np.eye(d) + directions @ np.diag(np.sqrt(stretched) - 1) @ directions.T
+    )
+    centre = 5.0 * scales * rng.standard_normal(d)
+    noise = rng.standard_normal((64, 4, d))
+    x = np.asarray(centre + noise @ root.T, np.float32)
+    g = np.asarray(-noise @ np.linalg.inv(root), np.float32)
+    adaptation = Adaptation(ALL, "low_rank", axis_name="chain")
+    state = begun(adaptation, jnp.ones(d))
+    rates = np.full(4, 0.8, np.float32)
+    # Two windows: the first is shrunk towards the unit scales that it began from.
+    for step in (*range(64), *range(64)):
+        row = flags(collects=True, renews=step == 63)
+        state = updater(adaptation)(state, x[step], g[step], rates, row)
+    metric = state.metric
+    np.testing.assert_allclose(metric.directions.T @ metric.directions, np.eye(20), atol=1e-4)
+    # In the frame that was found, the target is near a standard normal; in its scales alone the
+    # variances would be from 0.03 to 60.
+    white = jax.vmap(metric.solve, in_axes=1, out_axes=1)(jnp.asarray(root, jnp.float32))
+    variances = np.linalg.eigvalsh(np.asarray(white @ white.T, np.float64))
+    assert 0.2 < variances[0] and variances[-1] < 4.0
+    # Of the twenty directions that there is room for, those that are there are stretched.
+    assert 3 <= np.sum(metric.stretches != 1.0) <= 5
+    offset = metric.solve(state.location - jnp.asarray(centre, jnp.float32))
+    # 256 draws: the mean of draws alone would be off by 1/16, and gradients take half of it.
+    assert np.sqrt(np.mean(np.square(offset))) < 0.12
+    assert state.rows.written == 0
+
+
+@pytest.mark.parametrize(
+    ("angle", "poor"), [(1.0, True), (1.19, True), (1.21, False), (1.7, False)]
+)
+@pytest.mark.parametrize("tunes_friction", [True, False])
+def test_the_fit_is_judged_by_the_angle_that_it_allowed(angle, poor, tunes_friction):
+    tunes = ALL if tunes_friction else ALL - {"friction"}
+    adaptation = Adaptation(tunes, "dense", axis_name="chain")
+    state = begun(adaptation)
+    x, g, _ = gaussian_draws(1, 4)
+    # At the wanted acceptance the average stays where it is.
+    log_angle = jnp.asarray(np.log(angle), jnp.float32)
+    averaging = state.averaging._replace(log_step_size=log_angle, log_step_size_avg=log_angle)
+    averaging = averaging._replace(step=jnp.asarray(10**6, jnp.int32))
+    averaging = averaging._replace(avg_error=jnp.asarray(0.0), mu=log_angle)
+    state = state._replace(averaging=averaging)
+    rates = np.full(4, 0.8, np.float32)
+    judged = updater(adaptation)(state, x[0], g[0], rates, flags(renews=True, judges=True))
+    expected = (0.75, 0.5 if tunes_friction else 0.8) if poor else (1.0, 0.8)
+    np.testing.assert_allclose((judged.frequency, judged.friction), expected, rtol=1e-6)
+    # Only where it is to be judged.
+    other = updater(adaptation)(state, x[0], g[0], rates, flags(renews=True))
+    np.testing.assert_allclose((other.frequency, other.friction), (1.0, 0.8), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("variances", "share"),
+    [
+        ((1.0, 1.0, 1.0), 1.0),
+        ((0.2, 2.25, 1.0), 1 / 1.5),
+        ((100.0, 1.0, 1.0), MIN_FRICTION_SHARE),
+    ],
+)
+def test_friction_is_settled_by_the_slowest_direction(variances, share):
+    """What the metric left: the last window's largest standard deviation, to a floor."""
+    number = jnp.asarray(1e6)
+    moments = Moments(number, jnp.zeros(3), number * jnp.diag(jnp.array(variances)))
+    for tunes, expected in ((ALL, 0.8 * share), (ALL - {"friction"}, 0.8)):
+        adaptation = Adaptation(tunes, "dense", axis_name="chain")
+        state = begun(adaptation)._replace(positions=moments)
+        settled = jax.jit(adaptation.final)(state)
+        np.testing.assert_allclose(settled.friction, expected, rtol=1e-3)
+        np.testing.assert_allclose(settled.step_size, np.exp(state.averaging.log_step_size_avg))
+        assert settled.taming == 0.0
+        assert set(adaptation.parameters(settled)) == tunes
+
+
+def test_what_is_given_is_not_tuned():
+    adaptation = Adaptation(frozenset({"step_size"}), "dense", axis_name="chain")
+    state = begun(adaptation)
+    x, g, rates = gaussian_draws(30, 4)
+    for step in range(30):
+        row = flags(collects=True, renews=step == 29, judges=step == 29)
+        state = updater(adaptation)(state, x[step], g[step], rates[step], row)
+    np.testing.assert_array_equal(state.metric.factor, np.eye(3))
+    np.testing.assert_array_equal(state.location, np.zeros(3))
+    assert list(adaptation.parameters(state)) == ["step_size"]
+
+
+def test_draws_that_are_not_finite_do_not_spoil_the_metric():
+    adaptation = Adaptation(ALL, "dense", axis_name="chain")
+    state = begun(adaptation)
+    x, g, rates = gaussian_draws(30, 4)
+    x[7, 2] = np.nan
+    for step in range(30):
+        row = flags(collects=True, renews=step == 29)
+        state = updater(adaptation)(state, x[step], g[step], rates[step], row)
+    np.testing.assert_array_equal(state.metric.factor, np.eye(3))
+    np.testing.assert_array_equal(state.location, np.zeros(3))
+
+
+# Where chains start
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def started(logdensity_fn, positions):
+    search = search_modes(logdensity_fn, positions)
+    return laplace_start(jax.random.key(0), logdensity_fn, positions, search)
+
+
+def uniform(chains, dimension):
+    return jnp.asarray(
+        np.random.default_rng(2).uniform(-2, 2, size=(chains, dimension)), jnp.float32
+    )
+
+
 def test_laplace_start_of_a_gaussian_is_the_gaussian():
-    positions = jnp.asarray(RNG.uniform(-2, 2, size=(400, 3)), jnp.float32)
-    start = jax.jit(laplace_start, static_argnums=1)(jax.random.key(0), gaussian, positions)
-    assert bool(start.found.all())
+    start = started(gaussian, uniform(400, 3))
+    assert bool(start.search.found.all())
     np.testing.assert_allclose(start.factor @ start.factor.T, COVARIANCE, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(start.mode, MEAN, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(start.growth, 1.0, rtol=1e-2)
     # 400 starts: five standard errors of a mean are a quarter of a standard deviation, and those
     # of a standard deviation 18 %.
     sd = np.sqrt(np.diag(COVARIANCE))
     assert np.abs((start.positions.mean(axis=0) - MEAN) / sd).max() < 0.25
     np.testing.assert_allclose(start.positions.std(axis=0), sd, rtol=0.18)
+    notes, doubts = describe_start(jax.device_get(start))
+    assert notes["mode_search"] == "all chains ended at one mode" and not doubts
+    assert notes["num_chains_at_best_mode"] == 400
+
+
+def test_mode_of_an_ill_conditioned_regression_in_single_precision():
+    """Year and intercept, uncentred: a condition number of 2e11."""
+    rng = np.random.default_rng(1)
+    year = np.linspace(1990.0, 2020.0, 60)
+    x = np.stack([np.ones(60), year, np.sin(year)], axis=1)
+    y = x @ [-100.0, 0.06, 0.5] + 0.3 * rng.standard_normal(60)
+    precision = x.T @ x / 0.09
+    assert np.linalg.cond(precision) > 1e11
+    design, response = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+    start = started(lambda b: -0.5 * jnp.sum((response - design @ b) ** 2) / 0.09, uniform(4, 3))
+    assert bool(start.search.found.all())
+    off = np.asarray(start.mode, np.float64) - np.linalg.lstsq(x, y, rcond=None)[0]
+    # In posterior standard deviations.
+    assert np.sqrt(off @ precision @ off) < 0.3
+    sd = np.sqrt(np.diag(np.linalg.inv(precision)))
+    np.testing.assert_allclose(np.linalg.norm(start.factor, axis=1), sd, rtol=0.05)
+
+
+def test_chains_that_end_elsewhere_stay_there_and_are_named():
+    def wells(x):
+        """The one at +3 is higher by a nat."""
+        high, low = (jnp.sum((x - centre) ** 2) / 0.18 for centre in (3.0, -3.0))
+        return jnp.logaddexp(-high, -1.0 - low)
+
+    positions = jnp.array([[1.0, 2.0], [-1.5, -2.0], [2.0, 0.5], [-1.0, -0.7]])
+    start = jax.device_get(started(wells, positions))
+    np.testing.assert_array_equal(start.search.found, [True, False, True, False])
+    np.testing.assert_allclose(start.mode, 3.0, atol=1e-3)
+    np.testing.assert_allclose(start.positions[[1, 3]], -3.0, atol=1e-3)
+    # Laplace noise of standard deviation 0.3.
+    near = np.abs(start.positions[[0, 2]] - 3.0)
+    assert np.all((near > 1e-4) & (near < 1.5))
+    notes, doubts = describe_start(start)
+    assert notes["num_chains_at_best_mode"] == 2 and not doubts
+    assert notes["mode_search"].startswith("chains [1, 3] ended elsewhere, 1, 1 nats below")
 
 
 def test_no_mode_no_move():
@@ -132,17 +472,104 @@ def test_no_mode_no_move():
     def funnel(x):
         return -0.5 * jnp.sum(x[1:] ** 2) * jnp.exp(-x[0]) - 0.5 * (x.size - 1) * x[0]
 
-    start = jax.jit(laplace_start, static_argnums=1)
     for dimension in (5, DENSE_LIMIT + 20):
-        positions = jnp.asarray(RNG.uniform(-2, 2, size=(3, dimension)), jnp.float32)
-        result = start(jax.random.key(0), funnel, positions)
-        assert not bool(result.found.any())
-        np.testing.assert_array_equal(result.positions, positions)
+        positions = uniform(3, dimension)
+        start = started(funnel, positions)
+        assert not bool(start.search.found.any())
+        np.testing.assert_array_equal(start.positions, positions)
+        np.testing.assert_allclose(start.mode, positions.mean(axis=0), rtol=1e-5)
+        np.testing.assert_array_equal(
+            start.factor, np.eye(5) if dimension == 5 else np.ones(dimension)
+        )
+
+
+def test_an_improper_density_is_called_one():
+    start = jax.device_get(started(lambda x: x[0] - 0.5 * x[1] ** 2, uniform(3, 2)))
+    assert not start.search.found.any()
+    _, doubts = describe_start(start)
+    assert len(doubts) == 1
+    assert "ran away from starts" in doubts[0] and "improper" in doubts[0]
+
+
+@pytest.mark.parametrize(
+    "logdensity_fn",
+    [lambda x: -0.5 * (x[0] + x[1] - 1.0) ** 2, lambda x: -25.0 * (jnp.sum(x**2) - 1.0) ** 2],
+    ids=["line", "ring"],
+)
+def test_a_ridge_is_no_mode(logdensity_fn):
+    positions = uniform(3, 2)
+    start = jax.device_get(started(logdensity_fn, positions))
+    assert not start.search.found.any()
+    np.testing.assert_array_equal(start.positions, positions)
+    assert "not positive definite" in why_no_mode(start.search)
+    assert "ridge" in describe_start(start)[0]["mode_search"]
+
+
+@pytest.mark.parametrize(
+    ("logdensity_fn", "growth"),
+    [
+        (lambda x: -0.25 * jnp.sum(x**2) ** 2 - 0.5 * jnp.sum(x**2), 3.0),
+        (lambda x: -jnp.sum(jnp.exp(x**4)) - jnp.sum(x**2), np.inf),
+    ],
+    ids=["quartic", "exponential"],
+)
+def test_growth_of_the_gradient(logdensity_fn, growth):
+    # From probes at four and eight standard deviations, where lower orders are still seen.
+    np.testing.assert_allclose(started(logdensity_fn, uniform(3, 2)).growth, growth, atol=0.15)
 
 
 def test_high_dimension_starts_where_the_search_converged():
-    positions = jnp.asarray(RNG.uniform(-2, 2, size=(2, DENSE_LIMIT + 1)), jnp.float32)
-    result = laplace_start(jax.random.key(0), lambda x: -0.5 * jnp.sum((x - 3.0) ** 2), positions)
-    assert bool(result.found.all())
-    np.testing.assert_allclose(result.positions, 3.0, atol=1e-2)
-    assert result.factor.shape == (DENSE_LIMIT + 1,)
+    d = DENSE_LIMIT + 1
+    scales = np.logspace(-0.5, 0.5, d).astype(np.float32)
+    positions = uniform(40, d)
+    start = started(lambda x: -0.5 * jnp.sum(((x - 3.0) / scales) ** 2), positions)
+    assert bool(start.search.found.all())
+    np.testing.assert_allclose((start.mode - 3.0) / scales, 0.0, atol=1e-2)
+    assert start.factor.shape == (d,)
+    # The diagonal of the curvature: exact here, where the Hessian is diagonal.
+    np.testing.assert_allclose(start.factor, scales, rtol=1e-2)
+    white = (start.positions - 3.0) / scales
+    # 40 chains of 101 coordinates: five standard errors are 0.08 and 0.06.
+    assert abs(float(white.mean())) < 0.08 and abs(float(white.std()) - 1.0) < 0.06
+
+
+# What is said of a warm-up
+
+
+def test_stuck_chains_are_named():
+    rates = np.full((4, 100), 0.8)
+    warmup = Draws(np.zeros((4, 100, 1)), {"acceptance_rate": rates}, None, True)
+    assert describe_stuck(warmup) == ()
+    rates[2, 50:] = 0.001
+    rates[0, :50] = 0.0  # early on, and forgiven
+    (text,) = describe_stuck(warmup)
+    assert "chain 2 accepted 0.1 % of its proposals, the others 80 %" in text
+    rates[:, 50:] = np.nan
+    (text,) = describe_stuck(warmup)
+    assert all(f"chain {c}" in text for c in range(4))
+    assert describe_stuck(warmup._replace(stats={})) == ()
+
+
+def test_a_burn_in_is_tamed_where_gradients_explode_and_there_is_no_mode():
+    """A ring has no mode; tilted, it has one."""
+
+    def ring(tilt, x):
+        return -2.0 * (jnp.sum(x**2) - 4.0) ** 2 + tilt * x[0]
+
+    # The tilt is data, so that both are one program.
+    level = lp.density(jax.tree_util.Partial(ring, jnp.asarray(0.0)), jnp.zeros(2))
+    idata = lp.sample(jax.random.key(0), level, num_samples=400)
+    assert idata.attrs["burn_in"].startswith("tamed, because gradients grow like |x|^")
+    assert 2.5 < idata.attrs["gradient_growth"] < 3.5
+    # Not after the burn-in.
+    assert "taming" not in idata["sampler_parameters"]
+    square = np.sum(idata["posterior"]["x"].values ** 2, axis=2)
+    # Uniform in area, its square is a normal of mean 4 and variance 1 / 4, of which some hundred
+    # of the 1600 draws count.
+    np.testing.assert_allclose(np.mean(square), 4.0, atol=0.15)
+    np.testing.assert_allclose(np.std(square), 0.5, atol=0.1)
+    tilted = lp.density(jax.tree_util.Partial(ring, jnp.asarray(1.0)), jnp.zeros(2))
+    idata = lp.sample(jax.random.key(0), tilted, num_samples=400)
+    assert idata.attrs["burn_in"] == "untamed"
+    given = lp.sample(jax.random.key(0), level, num_samples=10, num_warmup=20, taming=0.0)
+    assert given.attrs["burn_in"] == "untamed"

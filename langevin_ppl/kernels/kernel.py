@@ -26,7 +26,7 @@ __all__ = ["Draw", "Kernel", "KernelInfo", "KernelState", "Transition", "draw_no
 
 
 class KernelState(NamedTuple):
-    """State of an overdamped chain.
+    """State of an overdamped chain; kinetic ones carry a momentum as well.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class KernelInfo(NamedTuple):
 
 
 type Draw = Callable[[PRNGKey, KernelState, GradientEstimator], Randomness]
-type Transition = Callable[..., tuple[KernelState, KernelInfo]]
+type Transition = Callable[..., tuple[Any, KernelInfo]]
 
 
 class Kernel:
@@ -102,6 +102,10 @@ class Kernel:
         What the step size of an adjusted kernel is tuned to, else None.
     tuner
         The adjusted kernel by which warm-up tunes this one; itself if it is adjusted.
+    max_step_size
+        Largest step size that warm-up may choose; None for no bound.
+    state
+        ``state(position, logdensity, logdensity_grad, step, memory) -> State``.
     doc
         Docstring: update equation, what it targets, order of the bias, gradients a step, source.
 
@@ -120,6 +124,8 @@ class Kernel:
         exact: bool,
         target_acceptance_rate: float | None = None,
         tuner: "Kernel | None" = None,
+        max_step_size: float | None = None,
+        state: Callable[..., Any] = KernelState,
         doc: str,
     ):
         self.__module__, _, self.__name__ = name.rpartition(".")
@@ -129,6 +135,8 @@ class Kernel:
         self.exact = exact
         self.target_acceptance_rate = target_acceptance_rate
         self.tuner = self if tuner is None else tuner
+        self.max_step_size = max_step_size
+        self.state = state
         _, _, _, *own = inspect.signature(transition).parameters.values()
         self.parameters: Mapping[str, Any] = {p.name: p.default for p in own}
         self.__signature__ = inspect.Signature([_parameter("logdensity_fn"), *own])
@@ -186,7 +194,7 @@ class Kernel:
         position: Position,
         logdensity_fn: LogDensity | GradientEstimator,
         rng_key: PRNGKey | None = None,
-    ) -> KernelState:
+    ) -> Any:
         """State of a chain that starts at ``position``.
 
         ``rng_key`` is read only by minibatch estimators.
@@ -202,7 +210,7 @@ class Kernel:
                 raise ValueError(f"{self!r}.init: a minibatch estimator needs rng_key.")
             batch = estimator.draw(rng_key, step)
         estimate, memory = estimator.estimate(batch, position, memory)
-        return KernelState(position, estimate.logdensity, estimate.gradient, step, memory)
+        return self.state(position, estimate.logdensity, estimate.gradient, step, memory)
 
     def build_kernel(self) -> Callable[..., tuple[KernelState, KernelInfo]]:
         """Return ``kernel(rng_key, state, logdensity_fn, step_size, ...)`` as BlackJAX does."""
@@ -228,7 +236,7 @@ class Kernel:
     def prepare(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Check the values of parameters and factorise the inverse mass matrix, once."""
         prepared = dict(parameters)
-        for name in ("step_size", "temperature"):
+        for name in ("step_size", "temperature", "friction"):
             if name in prepared:
                 if np.ndim(prepared[name]) > 0:
                     raise ValueError(
@@ -236,6 +244,10 @@ class Kernel:
                         f"{np.shape(prepared[name])}."
                     )
                 check_positive(self, name, prepared[name])
+        for name in ("frequency", "taming", "location"):
+            if name in prepared:
+                least = -np.inf if name == "location" else 0.0
+                check_finite(self, name, prepared[name], least)
         if "inverse_mass_matrix" in prepared:
             matrix = prepared["inverse_mass_matrix"]
             if not isinstance(matrix, Preconditioner):
@@ -279,6 +291,17 @@ def check_positive(owner: Any, name: str, value: Any) -> None:
     numeric = np.issubdtype(array.dtype, np.number)
     if not (numeric and np.all((array > 0) & (array < np.inf))):
         raise ValueError(f"{owner}: expected {name} to be positive and finite, got {value!r}.")
+
+
+def check_finite(owner: Any, name: str, value: Any, least: float) -> None:
+    """Refuse a concrete value that is not finite or below ``least``; traced ones pass."""
+    if isinstance(value, Tracer):
+        return
+    array = np.asarray(value)
+    numeric = np.issubdtype(array.dtype, np.number)
+    if not (numeric and np.all(np.isfinite(array)) and np.all(array >= least)):
+        bound = "" if least == -np.inf else f" and at least {least:g}"
+        raise ValueError(f"{owner}: expected {name} to be finite{bound}, got {value!r}.")
 
 
 def check_positive_definite(owner: Any, matrix: Any) -> None:

@@ -5,18 +5,25 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from langevin_ppl.base import Array, PRNGKey
 from langevin_ppl.fit import minimize
 from langevin_ppl.tree import all_finite
+from langevin_ppl.warmup.moments import square_root
 
-__all__ = ["DENSE_LIMIT", "Start", "laplace_start", "square_root"]
+__all__ = ["DENSE_LIMIT", "Search", "Start", "laplace_start", "search_modes"]
 
-DENSE_LIMIT = 100
-"""Largest dimension in which curvature and metric are dense matrices."""
+DENSE_LIMIT = 500
+"""Largest dimension in which curvature and metric are dense matrices: the Hessian then costs 1000
+gradients, and a step three products with a matrix of a quarter of a million numbers."""
 
 MIN_EIGENVALUE = 1e-6
 """Smallest eigenvalue of the unit-diagonal Hessian that counts as positive."""
+
+MIN_STEEPNESS = 1e-3
+"""Smallest size of an eigenvalue there that a saddle's frame makes up for: a flat direction must
+not be stretched without bound."""
 
 SETTLED = 0.1
 """Newton decrement, in squared posterior standard deviations, that needs no further step."""
@@ -24,11 +31,21 @@ SETTLED = 0.1
 MAX_DECREMENT = 1.0
 """Newton decrement up to which a point counts as a mode: one posterior standard deviation."""
 
+SAME_MODE = 1.0
+"""Squared distance, in posterior standard deviations at the best mode, up to which the end of
+another chain's search, moved by one Newton step, is that mode."""
+
 FLATTENED = 0.01
 """Share of the first gradient's norm that may be left where L-BFGS is said to have converged."""
 
-MAX_ROUNDS = 8
-"""Most Newton steps."""
+NUM_PRODUCTS = 16
+"""Products of the Hessian with random signs, from which its diagonal is estimated."""
+
+MAX_ROUNDS = 6
+"""Most rounds of L-BFGS, each in the frame of the curvature found by the one before."""
+
+PROBES = (1.0, 2.0, 4.0, 8.0)
+"""Multiples of the distance from the mode at which gradients are probed."""
 
 
 class Start(NamedTuple):
@@ -38,92 +55,227 @@ class Start(NamedTuple):
     ----------
     positions
         Shape ``[chain, dimension]``.
+    mode
+        The best mode, shape ``[dimension]``; the mean of the starts where there is none.
     factor
         ``L`` with ``L L^T`` the inverse curvature at the best mode: lower triangular
-        ``[dimension, dimension]``, or ones ``[dimension]`` where there is no usable mode.
-    found
-        Whether each chain's optimisation ended at a mode, shape ``[chain]``.
-    num_gradient_evaluations
-        Per chain, shape ``[chain]``.
+        ``[dimension, dimension]`` or diagonal ``[dimension]``. The identity where there is no mode.
+    growth
+        Power with which the gradient grows far from the start: 1 for a Gaussian, 3 for a quartic
+        potential, infinite where it overflows.
+    search
+        What the search for a mode found.
     """
 
     positions: Array
+    mode: Array
     factor: Array
-    found: Array
-    num_gradient_evaluations: Array
+    growth: Array
+    search: "Search"
 
 
-def square_root(factor: Array) -> Array:
-    """Lower triangular ``L`` with ``L L^T = F F^T``, without forming the product."""
-    return jnp.linalg.qr(factor.T, mode="r").T
+def _count(numbers: Array) -> Array:
+    """Sum of counts, of one dtype whether or not 64 bits are switched on."""
+    return jnp.sum(numbers).astype(jnp.int32)
 
 
-class _Mode(NamedTuple):
-    """A candidate for a mode.
+class _Curvature(NamedTuple):
+    """What the Hessian at a point says.
 
-    ``factor`` is a square root of the inverse Hessian there, ``decrement`` the squared length of
-    the gradient in its frame, ``is_mode`` whether the Hessian is positive definite.
+    ``factor`` is a square root of its inverse, eigenvalues taken without their signs;
+    ``positive`` whether it is positive definite.
     """
 
-    position: Array
+    value: Array
+    gradient: Array
     factor: Array
+    positive: Array
+
+
+def _curvature(logdensity_fn: Callable[[Array], Array], position: Array) -> _Curvature:
+    """Hessian by jvp of the gradient, judged at unit diagonal.
+
+    A floor on its own eigenvalues would be wrong wherever parameters have different units.
+    """
+    (value, gradient), tangent = jax.linearize(jax.value_and_grad(logdensity_fn), position)
+    rows = jax.vmap(lambda v: tangent(v)[1])(jnp.eye(position.size, dtype=position.dtype))
+    hessian = -0.5 * (rows + rows.T)
+    diagonal = jnp.diagonal(hessian)
+    scale = 1.0 / jnp.sqrt(jnp.where(diagonal == 0, 1.0, jnp.abs(diagonal)))
+    eigenvalues, vectors = jnp.linalg.eigh(scale[:, None] * hessian * scale)
+    positive = jnp.all(diagonal > 0) & (eigenvalues[0] > MIN_EIGENVALUE)
+    # Of a saddle, the frame in which it is as steep as a unit bowl, so that a search can go on.
+    safe = jnp.maximum(jnp.abs(eigenvalues), jnp.where(positive, MIN_EIGENVALUE, MIN_STEEPNESS))
+    factor = scale[:, None] * vectors / jnp.sqrt(safe)
+    return _Curvature(value, gradient, factor, positive & all_finite(factor, value, gradient))
+
+
+class Search(NamedTuple):
+    """Where the searches of all chains stand.
+
+    Attributes
+    ----------
+    ends, ended
+        Where each search ended, ``[chain, dimension]``, and the log density there, ``[chain]``.
+    best
+        Number of the best of them.
+    frame
+        Factor of the inverse curvature there, ``[dimension, dimension]``, or of its estimated
+        diagonal, ``[dimension]``.
+    curved
+        Whether the Hessian there is positive definite.
+    decrement
+        Squared length of the Newton step that is left there.
+    found
+        Whether each search ended at the best mode, ``[chain]``.
+    converged
+        Whether each search came to rest, ``[chain]``.
+    num_evaluations
+        Gradient evaluations of all chains.
+    num_rounds
+        Rounds of L-BFGS.
+    """
+
+    ends: Array
+    ended: Array
+    best: Array
+    frame: Array
+    curved: Array
     decrement: Array
-    is_mode: Array
+    found: Array
+    converged: Array
+    num_evaluations: Array
     num_rounds: Array
-    settled: Array
 
 
-def _refine(logdensity_fn: Callable[[Array], Array], position: Array) -> _Mode:
-    """Newton steps from where L-BFGS ended, which in float32 is short of an ill-conditioned mode.
+def _dense_search(logdensity_fn: Callable[[Array], Array], positions: Array) -> Search:
+    """L-BFGS from every position, again and again in the frame of the curvature at the best end.
 
-    The Hessian, by jvp of the gradient, is scaled to a unit diagonal before it is judged: a floor
-    on its own eigenvalues would be wrong wherever parameters have different units.
+    In the frame of the identity and in float32, L-BFGS stops short of an ill-conditioned mode by
+    many posterior standard deviations. In that of the curvature it gets there in a few steps, and
+    so do the other chains, unless their searches ended elsewhere for good.
     """
-    value_and_gradient = jax.value_and_grad(logdensity_fn)
-    basis = jnp.eye(position.size, dtype=position.dtype)
+    num_chains, dimension = positions.shape
 
-    def body(mode: _Mode) -> _Mode:
-        x = mode.position
-        value, gradient = value_and_gradient(x)
-        rows = jax.vmap(lambda v: jax.jvp(jax.grad(logdensity_fn), (x,), (v,))[1])(basis)
-        hessian = -0.5 * (rows + rows.T)
-        diagonal = jnp.diagonal(hessian)
-        scale = 1.0 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-        eigenvalues, vectors = jnp.linalg.eigh(scale[:, None] * hessian * scale)
-        positive = jnp.all(diagonal > 0) & (eigenvalues[0] > MIN_EIGENVALUE)
-        safe = jnp.where(eigenvalues > MIN_EIGENVALUE, eigenvalues, 1.0)
-        factor = scale[:, None] * vectors / jnp.sqrt(safe)
-        pulled = factor.T @ gradient
-        is_mode = positive & all_finite(factor, value)
-        newton = x + factor @ pulled
-        moves = is_mode & (jnp.sum(pulled**2) > SETTLED) & (logdensity_fn(newton) > value)
-        return _Mode(
-            jnp.where(moves, newton, x),
-            factor,
-            jnp.sum(pulled**2),
-            is_mode,
-            mode.num_rounds + 1,
-            ~moves,
+    def body(search: Search) -> Search:
+        frame = search.frame
+        minima = jax.vmap(
+            lambda x: minimize(lambda z: -logdensity_fn(x + frame @ z), jnp.zeros_like(x))
+        )(search.ends)
+        ends, ended = search.ends + minima.position @ frame.T, -minima.value
+        best = jnp.argmax(jnp.where(jnp.isfinite(ended), ended, -jnp.inf))
+        curvature = _curvature(logdensity_fn, ends[best])
+        pulled = curvature.factor.T @ curvature.gradient
+        # Where each search would be after a Newton step, seen from the best one.
+        gradients = -jnp.linalg.solve(frame.T, minima.gradient.T)
+        newton = ends.T + curvature.factor @ (curvature.factor.T @ gradients)
+        best_newton = ends[best] + curvature.factor @ pulled
+        apart = jnp.linalg.solve(curvature.factor, newton - best_newton[:, None])
+        decrement = jnp.sum(pulled**2)
+        usable = curvature.positive & (decrement < MAX_DECREMENT)
+        near = jnp.isfinite(ended) & (jnp.sum(apart**2, axis=0) < SAME_MODE)
+        return Search(
+            ends,
+            ended,
+            best,
+            jnp.where(all_finite(curvature.factor), curvature.factor, frame),
+            curvature.positive,
+            decrement,
+            usable & (near | (jnp.arange(num_chains) == best)),
+            minima.converged,
+            # A jvp of the gradient costs about two gradients.
+            search.num_evaluations + _count(minima.num_evaluations) + 2 * dimension + 1,
+            search.num_rounds + 1,
         )
 
-    def unsettled(mode: _Mode) -> Array:
-        return ~mode.settled & (mode.num_rounds < MAX_ROUNDS)
+    def unsettled(search: Search) -> Array:
+        settled = jnp.all(search.found) & (search.decrement < SETTLED)
+        return ~settled & (search.num_rounds < MAX_ROUNDS)
 
-    nothing = jnp.zeros((), position.dtype)
-    start = _Mode(position, basis, nothing, jnp.asarray(False), jnp.asarray(0), jnp.asarray(False))
+    zero, no = jnp.zeros((), positions.dtype), jnp.zeros(num_chains, bool)
+    identity = jnp.eye(dimension, dtype=positions.dtype)
+    start = Search(
+        ends=positions,
+        ended=jnp.zeros(num_chains, positions.dtype),
+        best=jnp.argmax(no),
+        frame=identity,
+        curved=jnp.asarray(False),
+        decrement=zero,
+        found=no,
+        converged=no,
+        num_evaluations=jnp.zeros((), jnp.int32),
+        num_rounds=jnp.zeros((), jnp.int32),
+    )
     return jax.lax.while_loop(unsettled, body, start)
 
 
-def laplace_start(
-    rng_key: PRNGKey, logdensity_fn: Callable[[Array], Array], positions: Array
-) -> Start:
-    """Optimise from every start and spread the chains by the curvature found.
+def search_modes(logdensity_fn: Callable[[Array], Array], positions: Array) -> Search:
+    """Look for modes from every position.
 
-    L-BFGS and then Newton's method run from every position. A chain counts as found where they
-    came to rest with a positive definite Hessian and a small gradient, measured in the frame of
-    that Hessian; it starts at its own mode plus Laplace noise. Other chains keep their own
-    position: an optimiser that runs along a funnel or to infinity must not choose where a chain
-    starts.
+    The best end counts as a mode if its Hessian is positive definite and its gradient small,
+    measured in the frame of that Hessian; another search ended there if one Newton step would
+    bring it there.
+
+    Parameters
+    ----------
+    logdensity_fn
+        Log density of a flat position.
+    positions
+        Shape ``[chain, dimension]``.
+
+    Notes
+    -----
+    Above `DENSE_LIMIT` dimensions only the diagonal of the Hessian is estimated, and a search has
+    found a mode where it converged to a gradient much smaller than the first.
+    """
+    if positions.shape[1] <= DENSE_LIMIT:
+        return _dense_search(logdensity_fn, positions)
+    return _diagonal_search(logdensity_fn, positions)
+
+
+def _diagonal_search(logdensity_fn: Callable[[Array], Array], positions: Array) -> Search:
+    """L-BFGS from every position, and an estimate of the Hessian's diagonal at the best end.
+
+    The diagonal by products of the Hessian with random signs (Hutchinson's estimator).
+    """
+    minima = jax.vmap(lambda x: minimize(lambda z: -logdensity_fn(z), x))(positions)
+    first = jnp.linalg.norm(jax.vmap(jax.grad(logdensity_fn))(positions), axis=1)
+    flatness = jnp.linalg.norm(minima.gradient, axis=1) / first
+    ended = -minima.value
+    found = minima.converged & jnp.isfinite(ended) & (flatness < FLATTENED)
+    best = jnp.argmax(jnp.where(jnp.isfinite(ended), ended, -jnp.inf))
+    shape = (NUM_PRODUCTS, positions.shape[1])
+    signs = jax.random.rademacher(jax.random.key(0), shape, positions.dtype)
+    _, tangent = jax.linearize(jax.grad(logdensity_fn), minima.position[best])
+    diagonal = -jnp.mean(signs * jax.vmap(tangent)(signs), axis=0)
+    usable = jnp.isfinite(diagonal) & (diagonal > 0)
+    return Search(
+        ends=minima.position,
+        ended=ended,
+        best=best,
+        frame=jnp.where(usable, 1.0 / jnp.sqrt(jnp.where(usable, diagonal, 1.0)), 1.0),
+        curved=jnp.any(found),
+        decrement=flatness[best] ** 2,
+        found=found,
+        converged=minima.converged,
+        num_evaluations=_count(minima.num_evaluations) + 2 * NUM_PRODUCTS + 1,
+        num_rounds=jnp.ones((), jnp.int32),
+    )
+
+
+def laplace_start(
+    rng_key: PRNGKey,
+    logdensity_fn: Callable[[Array], Array],
+    positions: Array,
+    search: Search,
+) -> Start:
+    """Spread the chains about the mode by its curvature, and probe the gradient's growth.
+
+    A chain whose own search ended at the best mode (at any mode, above `DENSE_LIMIT` dimensions)
+    starts there with Laplace noise. A chain whose search ended elsewhere starts where it ended,
+    never at the best mode; one whose search ran away, and every chain if there is no mode, keeps
+    its own position: an optimiser that runs along a funnel or to infinity must not choose where
+    a chain starts.
 
     Parameters
     ----------
@@ -132,37 +284,37 @@ def laplace_start(
     logdensity_fn
         Log density of a flat position.
     positions
-        Shape ``[chain, dimension]``.
-
-    Notes
-    -----
-    Above `DENSE_LIMIT` dimensions the curvature is not computed: chains start where L-BFGS
-    converged to a gradient much smaller than the first, in the frame of the identity.
+        Shape ``[chain, dimension]``, from where the search began.
+    search
+        From `search_modes`.
     """
-    dimension = positions.shape[1]
-    minima = jax.vmap(lambda x: minimize(lambda z: -logdensity_fn(z), x))(positions)
-    values = minima.value
-    if dimension > DENSE_LIMIT:
-        steepness = jnp.linalg.norm(minima.gradient, axis=1)
-        first = jnp.linalg.norm(jax.vmap(jax.grad(logdensity_fn))(positions), axis=1)
-        found = minima.converged & jnp.isfinite(values) & (steepness < FLATTENED * first)
-        starts = jnp.where(found[:, None], minima.position, positions)
-        factor = jnp.ones(dimension, positions.dtype)
-        return Start(starts, factor, found, minima.num_evaluations)
-    modes = jax.vmap(lambda x: _refine(logdensity_fn, x))(minima.position)
-    found = modes.is_mode & modes.settled & (modes.decrement < MAX_DECREMENT)
-    best = jnp.argmin(jnp.where(found, values, jnp.inf))
-    identity = jnp.eye(dimension, dtype=positions.dtype)
-    factor = jnp.where(jnp.any(found), square_root(modes.factor[best]), identity)
-    noise = jax.vmap(
-        lambda chain: jax.random.normal(
-            jax.random.fold_in(rng_key, chain), (dimension,), positions.dtype
-        )
-    )(jnp.arange(positions.shape[0]))
-    spread = modes.position + noise @ factor.T
-    inside = jnp.isfinite(jax.vmap(logdensity_fn)(spread))
-    starts = jnp.where(inside[:, None], spread, modes.position)
-    starts = jnp.where(found[:, None], starts, positions)
-    # A jvp of the gradient costs about two gradients.
-    evaluations = minima.num_evaluations + modes.num_rounds * (2 * dimension + 2) + 1
-    return Start(starts, factor, found, evaluations)
+    num_chains, dimension = positions.shape
+    found, best = search.found, search.best
+    usable = jnp.any(found)
+    noise = jax.random.normal(rng_key, positions.shape, positions.dtype)
+    if search.frame.ndim == 2:
+        identity = jnp.eye(dimension, dtype=positions.dtype)
+        factor = jnp.where(usable, square_root(search.frame), identity)
+        rays = noise @ factor.T
+        elsewhere = usable & search.converged & jnp.isfinite(search.ended)
+        centres = jnp.where(elsewhere[:, None], search.ends, positions)
+        centres = jnp.where(found[:, None], search.ends[best], centres)
+        starts = centres + jnp.where(found[:, None], rays, 0.0)
+    else:
+        factor = jnp.where(usable, search.frame, 1.0)
+        rays = noise * factor
+        centres = jnp.where(found[:, None], search.ends, positions)
+        starts = centres + jnp.where(found[:, None], rays, 0.0)
+    mode = jnp.where(usable, search.ends[best], jnp.mean(positions, axis=0))
+    lengths = jnp.asarray(PROBES, positions.dtype)[:, None, None]
+    probes = jnp.concatenate([starts[None], mode + lengths[1:] * rays]).reshape(-1, dimension)
+    values, gradients = jax.vmap(jax.value_and_grad(logdensity_fn))(probes)
+    inside = jnp.isfinite(values[:num_chains])
+    starts = jnp.where(inside[:, None], starts, centres)
+    pulled = gradients @ factor if factor.ndim == 2 else gradients * factor
+    norms = jnp.linalg.norm(pulled.reshape(len(PROBES), num_chains, dimension), axis=2)
+    powers = jnp.log2(norms[-1] / norms[-2]) / np.log2(PROBES[-1] / PROBES[-2])
+    growth = jnp.median(jnp.where(jnp.isfinite(powers), powers, jnp.inf))
+    # The probes, and the first gradient of every chain.
+    evaluations = search.num_evaluations + num_chains * (len(PROBES) + 1)
+    return Start(starts, mode, factor, growth, search._replace(num_evaluations=evaluations))

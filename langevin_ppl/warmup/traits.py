@@ -51,9 +51,11 @@ class Traits(NamedTuple):
 
     @property
     def tunes(self) -> frozenset[str]:
-        """Names of the parameters that the adaptation sets."""
+        """Names of the parameters that the adaptation sets, as far as the kernel has them."""
         return {
-            POOLED: frozenset({"step_size", "inverse_mass_matrix"}),
+            POOLED: frozenset(
+                {"step_size", "inverse_mass_matrix", "location", "frequency", "friction"}
+            ),
             STEP_SIZE: frozenset({"step_size"}),
             WINDOW: frozenset({"step_size", "inverse_mass_matrix"}),
             MCLMC: frozenset({"L", "step_size", "inverse_mass_matrix"}),

@@ -1,7 +1,9 @@
 """From a target and a kernel to states and parameters ready to sample."""
 
+import dataclasses
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,13 +12,16 @@ import numpy as np
 
 from langevin_ppl import run
 from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey
+from langevin_ppl.compilation import ahead
 from langevin_ppl.kernels import Kernel
-from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
-from langevin_ppl.warmup.chains import Begun, begin, mean_taming_losses, warm_up
+from langevin_ppl.warmup.adaptation import Adaptation, Schedule
+from langevin_ppl.warmup.begin import Begun, Found, begin, find, mean_taming_losses
 from langevin_ppl.warmup.foreign import adapt_chains
-from langevin_ppl.warmup.start import DENSE_LIMIT
+from langevin_ppl.warmup.moments import LOW_RANK, MAX_ROWS
+from langevin_ppl.warmup.report import describe_start, describe_stuck, describe_tuning
+from langevin_ppl.warmup.start import DENSE_LIMIT, Start
 from langevin_ppl.warmup.traits import POOLED, STEP_SIZE, Traits, parameters_of, traits
 
 __all__ = ["MAX_TAMING_LOSS", "Request", "Tuned", "tune"]
@@ -27,6 +32,18 @@ standard deviation that ULA then has is 1 / sqrt(1 - 0.1 / 2), 2.6 % too large."
 
 MAX_TAMING_LOSS = 0.05
 """Share of the gradient that taming may remove on average before its bias dominates."""
+
+LOW_RANK_LIMIT = 20_000
+"""Largest dimension in which the metric has low rank by default: its draws take 40 MiB there."""
+
+MAX_METRIC_BYTES = 2**31
+"""Most memory that tuning a metric may take."""
+
+SUPERLINEAR = 1.5
+"""Power of the gradient's growth above which it counts as explosive."""
+
+MAX_POWER = 8.0
+"""Largest power of an automatic polynomial taming."""
 
 UNADJUSTED_SHARE = 0.25
 """Largest automatic step size of an unadjusted kernel, as a share of its adjusted sibling's."""
@@ -51,6 +68,12 @@ class Request(NamedTuple):
         Names of those that have a leading axis ``chain``.
     initial
         Flat starting positions ``[chain, dimension]``, None to find them.
+    metric
+        ``"dense"``, ``"low_rank"``, ``"diagonal"``, or None to choose by dimension.
+    target_acceptance_rate
+        What to tune the step size to; None for the kernel's own optimum.
+    capacity, thinning
+        Length of the buffers of a chunk, and steps for each draw, of the run that follows.
     keep_warmup, progress
         Whether to keep the draws of the warm-up, and to show a bar.
     """
@@ -62,6 +85,10 @@ class Request(NamedTuple):
     given: dict[str, Any]
     initial: Array | None
     per_chain: frozenset[str] = frozenset()
+    metric: str | None = None
+    target_acceptance_rate: float | None = None
+    capacity: int = 1024
+    thinning: int = 1
     keep_warmup: bool = False
     progress: bool = False
 
@@ -72,13 +99,15 @@ class Tuned(NamedTuple):
     Attributes
     ----------
     plan, states, parameters
-        What `langevin_ppl.run.sample` takes.
+        What `langevin_ppl.run.advance` takes.
     warmup
         Draws of the warm-up, if kept.
     num_gradient_evaluations
         What it cost, over all chains; None where BlackJAX does not count.
     notes
         Facts for the attributes of the run.
+    doubts
+        Sentences on what went wrong: a run that has one is not called converged.
     """
 
     plan: run.Plan
@@ -87,6 +116,7 @@ class Tuned(NamedTuple):
     warmup: Draws | None
     num_gradient_evaluations: int | None
     notes: dict[str, Any]
+    doubts: tuple[str, ...] = ()
 
 
 def tune(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
@@ -109,15 +139,19 @@ def tune(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     known = traits(request.kernel)
     tunes = known.tunes if request.num_warmup > 0 else frozenset()
     given = tunes & set(request.given)
-    # A step size has a meaning only together with a metric: who gives one, tunes nothing. A
-    # metric alone leaves the step size to our own adaptation; BlackJAX's would tune both.
-    if given and not (known.adaptation == POOLED and given == {"inverse_mass_matrix"}):
+    # A step size has a meaning only together with a metric: who gives one, tunes nothing. The
+    # others leave the rest to our own adaptation; BlackJAX's would tune all of them.
+    if given and (known.adaptation != POOLED or "step_size" in given):
         tunes = frozenset()
-    tunes -= given
+    tunes = (tunes - given) & set(parameters_of(_tuner(request.kernel)))
     _check_complete(request, known, tunes)
     if tunes and known.adaptation not in (POOLED, STEP_SIZE):
         return _by_blackjax(start_keys, keys, request)
     return _by_stepping(start_keys, keys, request, known, tunes)
+
+
+def _tuner(kernel: Any) -> Any:
+    return kernel.tuner if isinstance(kernel, Kernel) else kernel
 
 
 def _check_complete(request: Request, known: Traits, tunes: frozenset[str]) -> None:
@@ -151,34 +185,88 @@ def _settings(
     return arrays, fixed
 
 
-def _start(
+def _begin(
     keys: PRNGKey,
     request: Request,
     plan: run.Plan,
     parameters: dict[str, Any],
-    *,
-    search: bool,
-    initialise: bool,
+    prepare: Callable[[run.Chains], Callable[[], None]],
 ) -> Begun:
-    """Find starting positions; refuse them where the density is not finite."""
-    given = request.initial is not None
-    propose, data = (None, run.place(request.initial)) if given else request.target.proposal()
-    begun = begin(
-        keys,
-        request.target.logdensity_fn,
-        data,
-        parameters,
-        propose=propose,
-        plan=plan,
-        search=search,
-        initialise=initialise,
-    )
-    valid = np.asarray(begun.valid)
+    """Begin chains; refuse starting positions where the density is not finite.
+
+    The programs that find starts, begin chains and run them are compiled side by side.
+    """
+    data, options = _finding(request, plan, search=request.initial is None)
+    first = {} if plan.adaptation is None else _first_values(request, plan)
+    logdensity_fn = request.target.logdensity_fn
+    found_shapes, wait_for_find = ahead(find, (keys, logdensity_fn, data), options)
+    arguments = (keys, logdensity_fn, found_shapes, parameters, first)
+    begun_shapes, wait_for_begin = ahead(begin, arguments, {"plan": plan})
+    wait_for_running = prepare(begun_shapes.chains)
+    wait_for_find()
+    found = find(keys, logdensity_fn, data, **options)
+    _check_valid(request, found)
+    wait_for_begin()
+    begun = begin(keys, logdensity_fn, found, parameters, first, plan=plan)
+    wait_for_running()
+    return begun
+
+
+def _finding(request: Request, plan: run.Plan, *, search: bool) -> tuple[Any, dict[str, Any]]:
+    """Data and static arguments of `find`."""
+    propose, data = None, None
+    if request.initial is None:
+        propose, data = request.target.proposal()
+    else:
+        data = run.place(request.initial)
+    search = search and request.num_warmup > 0
+    return data, {"propose": propose, "plan": plan, "search": search}
+
+
+def _check_valid(request: Request, found: Found) -> None:
+    valid = np.asarray(found.valid)
     if not valid.all():
         chain = int(np.argmin(valid))
-        position = request.layout.unravel(begun.positions[chain])
+        position = request.layout.unravel(found.positions[chain])
         raise ValueError(f"Chain {chain}: {request.target.explain(position)}")
-    return begun
+
+
+def _first_values(request: Request, plan: run.Plan) -> dict[str, float]:
+    """Numbers that tuning begins with."""
+    kernel = plan.algorithm.value
+    rate = request.target_acceptance_rate or traits(kernel).target_acceptance_rate
+    friction = request.given.get("friction", parameters_of(kernel).get("friction", 1.0))
+    # The step size of an overdamped kernel scales like this; dual averaging finds the constant.
+    # A turn about a fitted Gaussian needs no such caution.
+    bounded = plan.adaptation.max_step_size is not None
+    step_size = 1.0 if bounded else request.layout.dimension ** (-1.0 / 3.0)
+    return {
+        "step_size": step_size,
+        "target_acceptance_rate": rate or 0.5,
+        "friction": float(friction),
+    }
+
+
+def metric_shape(asked: str | None, layout: Layout) -> str:
+    """Shape of the metric: what was asked for, or as rich as the dimension allows.
+
+    Raises
+    ------
+    ValueError
+        If a dense metric would not fit into memory; the message says what it would cost.
+    """
+    d, size = layout.dimension, jnp.dtype(layout.dtype).itemsize
+    if asked is None:
+        return "dense" if d <= DENSE_LIMIT else "low_rank" if d <= LOW_RANK_LIMIT else "diagonal"
+    cost = {"dense": 6 * size * d**2, "low_rank": size * d * (2 * MAX_ROWS + 4 * LOW_RANK)}
+    if cost.get(asked, 0) > MAX_METRIC_BYTES:
+        raise ValueError(
+            f"metric: a {asked} metric in {d} dimensions takes about {cost[asked] / 2**30:.3g} "
+            f"GiB while it is tuned, and {2 * d**2:.1e} operations a step if it is dense; the "
+            f"limit is {MAX_METRIC_BYTES / 2**30:.3g} GiB. Use metric='diagonal', or leave the "
+            "choice to the dimension."
+        )
+    return asked
 
 
 def _by_stepping(
@@ -190,59 +278,121 @@ def _by_stepping(
 ) -> Tuned:
     """Tune, or only burn in, by running a kernel on all chains together."""
     kernel, layout = request.kernel, request.layout
-    adapt_step_size, adapt_metric = "step_size" in tunes, "inverse_mass_matrix" in tunes
-    tuner = kernel.tuner if isinstance(kernel, Kernel) and adapt_step_size else kernel
+    tuner = kernel.tuner if isinstance(kernel, Kernel) and "step_size" in tunes else kernel
     parameters, fixed = _settings(kernel, request.given)
     known_to_tuner = parameters_of(tuner)
     for_tuner = {name: value for name, value in parameters.items() if name in known_to_tuner}
-    plan = run.Plan(Static(tuner), layout, fixed, request.per_chain)
-    # MALA's step size scales like this; dual averaging finds the constant.
-    step_size = np.asarray(layout.dimension ** (-1.0 / 3.0), layout.dtype)
-    first = {"step_size": step_size} if adapt_step_size else {}
-    search = request.initial is None and request.num_warmup > 0
-    settings = {**first, **for_tuner}
-    begun = _start(start_keys, request, plan, settings, search=search, initialise=True)
-    evaluations, notes = keys.shape[0] * (request.num_warmup + 1), {}
-    factor = _identity(layout)
-    if begun.start is not None:
-        factor = begun.start.factor if adapt_metric else factor
-        evaluations += int(np.asarray(begun.start.num_gradient_evaluations).sum())
-        notes["num_modes_found"] = int(np.asarray(begun.start.found).sum())
-    states, warmup = begun.states, None
+    adaptation, schedule = None, None
+    if tunes:
+        adaptation = Adaptation(
+            tunes & set(known_to_tuner),
+            metric_shape(request.metric, layout),
+            getattr(tuner, "max_step_size", None),
+            axis_name="chain",
+        )
+        schedule = Schedule.build(request.num_warmup)
+    plan = run.Plan(Static(tuner), layout, fixed, request.per_chain, adaptation, request.capacity)
+    logdensity_fn = request.target.logdensity_fn
+    waiting = []
+
+    def prepare(shapes: run.Chains) -> Callable[[], None]:
+        """Compile warm-up and sampling; wait for the first, and leave the second to go on."""
+        compiled = functools.partial(run.prepare, keys, logdensity_fn)
+        warm = _nothing
+        if request.num_warmup > 0:
+            warm = compiled(shapes, for_tuner, plan, schedule=schedule)
+        if kernel is tuner:
+            settled = {} if adaptation is None else adaptation.parameters(shapes.tuning)
+            states = run.Chains(shapes.states)
+            waiting.append(
+                compiled(
+                    states,
+                    {**parameters, **settled},
+                    dataclasses.replace(plan, adaptation=None),
+                    thinning=request.thinning,
+                )
+            )
+        return warm
+
+    begun = _begin(
+        start_keys,
+        request,
+        plan,
+        for_tuner,
+        prepare,
+    )
+    chains, warmup, start = begun.chains, None, begun.start
+    evaluations, notes, doubts = keys.shape[0] * (request.num_warmup + 1), {}, ()
+    if start is not None:
+        start = jax.device_get(start)
+        evaluations += int(start.search.num_evaluations)
+        notes, doubts = describe_start(start)
+        plan, notes["burn_in"] = _tamed(plan, start, request.given)
     if request.num_warmup > 0:
-        states, step_size, factor, warmup = warm_up(
+        warmup = run.advance(
             keys,
-            request.target.logdensity_fn,
-            states,
+            logdensity_fn,
+            chains,
             for_tuner,
             plan,
             num_steps=request.num_warmup,
-            step_size=step_size,
-            factor=factor,
-            target_acceptance_rate=known.target_acceptance_rate,
-            adapt_step_size=adapt_step_size,
-            adapt_metric=adapt_metric,
-            keep=request.keep_warmup,
+            schedule=schedule,
             progress=request.progress,
+            label="warm-up",
         )
-    if adapt_step_size:
-        parameters["step_size"] = np.asarray(step_size)
-    if adapt_metric:
-        parameters["inverse_mass_matrix"] = Preconditioner(factor)
-    plan = run.Plan(Static(kernel), layout, fixed, request.per_chain)
-    if adapt_step_size and not known.exact:
+        if not warmup.complete:
+            raise KeyboardInterrupt("interrupted during warm-up: there is no draw to return")
+        chains = warmup.final_state
+        doubts += describe_stuck(warmup)
+    if adaptation is not None:
+        parameters |= adaptation.parameters(chains.tuning)
+        notes |= describe_tuning(jax.device_get(chains.tuning), adaptation)
+    plan = run.Plan(Static(kernel), layout, fixed, request.per_chain, None, request.capacity)
+    if kernel is not tuner:
         parameters["step_size"], notes["step_size_rule"] = _unadjusted_step_size(
-            keys, request.target.logdensity_fn, states, parameters, plan
+            keys, logdensity_fn, chains.states, parameters, plan
         )
+        if "power" in parameters_of(kernel) and "power" not in request.given and start is not None:
+            parameters["power"], notes["power_rule"] = _power(start)
+    for wait in waiting:
+        wait()
     notes["adaptation"] = (known.adaptation or "none") if tunes else "none"
-    counted = known.gradients_per_step == 1
-    return Tuned(plan, states, parameters, warmup, evaluations if counted else None, notes)
+    return Tuned(
+        plan=plan,
+        states=chains.states,
+        parameters=parameters,
+        warmup=_states_only(warmup) if request.keep_warmup else None,
+        num_gradient_evaluations=evaluations if known.gradients_per_step == 1 else None,
+        notes=notes,
+        doubts=doubts,
+    )
 
 
-def _identity(layout: Layout) -> Array:
-    """Build the first factor of the metric, in the shape that the metric will have."""
-    d, dtype = layout.dimension, layout.dtype
-    return jnp.asarray(np.eye(d) if d <= DENSE_LIMIT else np.ones(d), dtype)
+def _nothing() -> None:
+    """Wait for nothing."""
+
+
+def _states_only(warmup: Draws | None) -> Draws | None:
+    return None if warmup is None else warmup._replace(final_state=warmup.final_state.states)
+
+
+def _tamed(plan: run.Plan, start: Start, given: Mapping[str, Any]) -> tuple[run.Plan, str]:
+    """Tame the burn-in where chains start far from a mode and gradients grow superlinearly."""
+    kernel, adaptation = plan.algorithm.value, plan.adaptation
+    explodes = start.growth > SUPERLINEAR and not start.search.found.any()
+    can = "taming" in parameters_of(kernel) and "taming" not in given
+    if adaptation is None or not (explodes and can):
+        return plan, "untamed"
+    tunes = adaptation.tunes | {"taming"}
+    return dataclasses.replace(plan, adaptation=dataclasses.replace(adaptation, tunes=tunes)), (
+        f"tamed, because gradients grow like |x|^{start.growth:.3g} and no chain starts at a mode"
+    )
+
+
+def _power(start: Start) -> tuple[np.ndarray, str]:
+    """Power of a polynomial taming from the growth of the gradient."""
+    power = np.clip(start.growth - 1.0, 0.0, MAX_POWER).astype(start.mode.dtype)
+    return power, f"gradients grow like |x|^{start.growth:.3g}: one less, at most {MAX_POWER:g}"
 
 
 def _unadjusted_step_size(
@@ -253,7 +403,7 @@ def _unadjusted_step_size(
     plan: run.Plan,
 ) -> tuple[np.ndarray, str]:
     """Step size of an unadjusted kernel from that of its adjusted sibling, and the rule."""
-    kernel, tuned = plan.algorithm.value, parameters["step_size"]
+    kernel, tuned = plan.algorithm.value, np.asarray(parameters["step_size"])
     step_size = np.minimum(UNADJUSTED_STEP_SIZE, UNADJUSTED_SHARE * tuned).astype(tuned.dtype)
     rule = f"min({UNADJUSTED_STEP_SIZE}, {UNADJUSTED_SHARE} of what {kernel.tuner!r} was tuned to)"
     ladder = step_size * 2.0 ** -np.arange(16, dtype=step_size.dtype)
@@ -270,15 +420,19 @@ def _by_blackjax(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     if request.keep_warmup:
         raise ValueError("groups: BlackJAX's adaptation keeps no draws for warmup_posterior.")
     arrays, fixed = _settings(request.kernel, request.given)
-    plan = run.Plan(Static(request.kernel), request.layout, fixed)
-    begun = _start(start_keys, request, plan, arrays, search=False, initialise=False)
+    plan = run.Plan(Static(request.kernel), request.layout, fixed, capacity=request.capacity)
+    data, options = _finding(request, plan, search=False)
+    found = find(start_keys, request.target.logdensity_fn, data, **options)
+    _check_valid(request, found)
     adapted = adapt_chains(
-        keys, request.target.logdensity_fn, begun.positions, arrays, plan, request.num_warmup
+        keys, request.target.logdensity_fn, found.positions, arrays, plan, request.num_warmup
     )
+    parameters = {**arrays, **adapted.parameters}
+    per_chain = frozenset(adapted.parameters)
     return Tuned(
-        plan=run.Plan(plan.algorithm, request.layout, fixed, frozenset(adapted.parameters)),
+        plan=dataclasses.replace(plan, per_chain=per_chain),
         states=adapted.states,
-        parameters={**arrays, **adapted.parameters},
+        parameters=parameters,
         warmup=None,
         num_gradient_evaluations=int(np.asarray(adapted.num_gradient_evaluations).sum()),
         notes={"adaptation": traits(request.kernel).adaptation},
