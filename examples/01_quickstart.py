@@ -2,7 +2,8 @@
 
 Samples Bayesian logistic regression on the breast cancer data of scikit-learn (569 x 30) and the
 eight schools model with the default kernel, MALA and BlackJAX's NUTS, prints the ArviZ summaries
-side by side and what each result says of itself, and writes trace plots and netCDF files to ``quickstart_output/``.
+side by side and what each result says of itself, and writes trace plots and netCDF files to
+``quickstart_output/``.
 """
 
 import time

@@ -84,6 +84,30 @@ def test_tuned_metric_is_the_posterior_covariance(idata):
     assert 0.5 < acceptance < 0.65
 
 
+def test_the_default_kernel_turns_about_the_posterior(target):
+    """Where the posterior is Gaussian: hardly a rejection, and all but independent draws."""
+    idata = lp.sample(KEY, target)
+    attributes = idata.attrs
+    assert attributes["kernel"] == "split_ghmc" and attributes["gaussian_fit"] == "good"
+    assert attributes["gaussian_fit_residual"] < 0.2
+    assert attributes["mode_search"] == "all chains ended at one mode"
+    assert attributes["burn_in"] == "untamed" and attributes["metric"] == "dense"
+    mean, covariance = conjugate_posterior(X, Y)
+    tuned = json.loads(attributes["parameters"])
+    assert tuned["frequency"] == 1.0 and 1.2 < tuned["step_size"] < 1.7001
+    sd = jnp.sqrt(jnp.diagonal(covariance))
+    assert jnp.abs((jnp.array(tuned["location"]) - mean) / sd).max() < 0.2
+    assert float(idata["sample_stats"]["acceptance_rate"].mean()) > 0.95
+    assert attributes["converged"] == 1
+    assert min(attributes["min_ess"], attributes["min_ess_squares"]) > 1500
+
+
+@pytest.mark.parametrize("rate", [0.4, 0.8])
+def test_acceptance_rate_is_the_one_asked_for(target, rate):
+    idata = lp.sample(KEY, target, lp.mala, target_acceptance_rate=rate, num_samples=500)
+    assert abs(float(idata["sample_stats"]["acceptance_rate"].mean()) - rate) < 0.06
+
+
 def test_attributes_say_how_it_was_made(idata):
     attributes = idata.attrs
     assert attributes["inference_library"] == "langevin_ppl"

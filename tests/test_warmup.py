@@ -561,6 +561,10 @@ def test_a_burn_in_is_tamed_where_gradients_explode_and_there_is_no_mode():
     idata = lp.sample(jax.random.key(0), level, num_samples=400)
     assert idata.attrs["burn_in"].startswith("tamed, because gradients grow like |x|^")
     assert 2.5 < idata.attrs["gradient_growth"] < 3.5
+    # No Gaussian is like a ring, and less of one is split off.
+    assert idata.attrs["gaussian_fit"].startswith("poor")
+    assert idata["sampler_parameters"]["frequency"] == 0.75
+    assert idata.attrs["gaussian_fit_residual"] > 0.3
     # Not after the burn-in.
     assert "taming" not in idata["sampler_parameters"]
     square = np.sum(idata["posterior"]["x"].values ** 2, axis=2)

@@ -65,8 +65,8 @@ error above 1000. Such a proposal is rejected.""",
 
 `lp.sample(key, target)` with nothing else said, beside NumPyro's NUTS as users run it and with its
 dense metric, on nine posteriors of posteriordb. Efficiency is the smallest bulk ESS of parameters
-and of their squared deviations, for one gradient evaluation; optimisation and warm-up count. Much of
-the lead is the warm-up: NUTS spends most of its gradients in its first, ill-conditioned
+and of their squared deviations, for one gradient evaluation; optimisation and warm-up count. Much
+of the lead is the warm-up: NUTS spends most of its gradients in its first, ill-conditioned
 iterations.""",
     "time_to_ess": """## Time to 400 effective draws
 

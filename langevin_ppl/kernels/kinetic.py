@@ -84,8 +84,8 @@ def _split(
     flat, unravel = ravel(state.position)
     if jnp.shape(location) not in ((), flat.shape):
         raise ValueError(
-            f"location: expected a scalar or shape {flat.shape} for positions of {flat.size} "
-            f"numbers, got {jnp.shape(location)}."
+            f"langevin_ppl.split_ghmc: expected location to be a scalar or of shape {flat.shape} "
+            f"for positions of {flat.size} numbers, got {jnp.shape(location)}."
         )
     square = jnp.square(jnp.asarray(frequency, flat.dtype))
     untamed = isinstance(taming, int | float) and taming == 0
