@@ -40,6 +40,14 @@ POOR_FIT = (0.75, 0.5)
 """Frequency and friction of a split kernel where the fit is poor: the best of frequencies 0, 0.5,
 0.75, 1 and frictions 0.5, 0.8, 1.2 on two real posteriors with skew tails."""
 
+SLOWNESS = 0.05
+"""The ``gamma`` of dual averaging, as recommended by Hoffman and Gelman (2014)."""
+
+OVERRUN = 1.0
+"""How far the memory of dual averaging may run beyond the bound of the step size, on the log
+scale: far enough for noise not to push the step size off its bound, and not so far that a change
+for the worse would take long to be noticed."""
+
 MIN_FRICTION_SHARE = 0.5
 """Least share of the usual friction that a slow direction may bring it down to."""
 
@@ -257,14 +265,18 @@ class Adaptation:
         return [jax.lax.all_gather(value, self.axis_name) for value in values]
 
     def _move_step_size(self, state: AdaptationState, rate: Array) -> AdaptationState:
-        _, update, _ = dual_averaging_adaptation(cast(float, state.target_acceptance_rate))
+        _, update, _ = dual_averaging_adaptation(
+            cast(float, state.target_acceptance_rate), gamma=SLOWNESS
+        )
         averaging = _typed(update(state.averaging, cast(float, rate)), rate.dtype)
         if self.max_step_size is not None:
-            # Also in the average and in the memory, which would else run on beyond the bound.
             bound = np.log(self.max_step_size)
+            # The step size is mu - sqrt(step) / SLOWNESS * avg_error, on the log scale.
+            least_error = (averaging.mu - bound - OVERRUN) * SLOWNESS / jnp.sqrt(averaging.step - 1)
             averaging = averaging._replace(
                 log_step_size=jnp.minimum(averaging.log_step_size, bound),
                 log_step_size_avg=jnp.minimum(averaging.log_step_size_avg, bound),
+                avg_error=jnp.maximum(averaging.avg_error, least_error),
             )
         return state._replace(averaging=averaging, step_size=jnp.exp(averaging.log_step_size))
 
