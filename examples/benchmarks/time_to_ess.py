@@ -204,7 +204,7 @@ def main():
     names = options.only or (few if options.quick else list(posteriordb.MODELS))
     rounds = options.rounds or (1 if options.quick else 3)
     ess = 100 if options.quick else 400
-    pilots = range(1000, 1001 if options.quick else 1003)
+    pilots = range(1000, 1000 + rounds)
     common = {
         "ess": ess,
         "x64": options.x64,

@@ -21,7 +21,9 @@ def as_estimator(logdensity_fn: LogDensity | GradientEstimator) -> GradientEstim
         )
 
     def estimate(batch: Any, position: Position, memory: Any) -> tuple[Estimate, Any]:
-        return Estimate(*jax.value_and_grad(logdensity_fn)(position)), memory
+        # Without the barrier XLA copies parts of the model to wherever the results are used.
+        value_and_grad = jax.lax.optimization_barrier(jax.value_and_grad(logdensity_fn)(position))
+        return Estimate(*value_and_grad), memory
 
     return GradientEstimator(init=lambda position: (), draw=None, estimate=estimate, exact=True)
 

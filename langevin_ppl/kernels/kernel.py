@@ -277,7 +277,8 @@ def draw_noise(
         batch = gradient.draw(key_batch, state.step)
     shape = jax.eval_shape(lambda tree: ravel(tree)[0], state.position)
     noise = jax.random.normal(key_noise, (shape.size + extra,), shape.dtype)
-    return Randomness(noise, batch)
+    # Without the barrier XLA computes the normals once more wherever they are used.
+    return Randomness(jax.lax.optimization_barrier(noise), batch)
 
 
 def check_positive(owner: Any, name: str, value: Any) -> None:

@@ -82,13 +82,14 @@ def _count(numbers: Array) -> Array:
 class _Curvature(NamedTuple):
     """What the Hessian at a point says.
 
-    ``factor`` is a square root of its inverse, eigenvalues taken without their signs;
-    ``positive`` whether it is positive definite.
+    ``factor`` is a square root of its inverse, eigenvalues taken without their signs, and
+    ``inverse`` the inverse of that; ``positive`` whether it is positive definite.
     """
 
     value: Array
     gradient: Array
     factor: Array
+    inverse: Array
     positive: Array
 
 
@@ -107,7 +108,9 @@ def _curvature(logdensity_fn: Callable[[Array], Array], position: Array) -> _Cur
     # Of a saddle, the frame in which it is as steep as a unit bowl, so that a search can go on.
     safe = jnp.maximum(jnp.abs(eigenvalues), jnp.where(positive, MIN_EIGENVALUE, MIN_STEEPNESS))
     factor = scale[:, None] * vectors / jnp.sqrt(safe)
-    return _Curvature(value, gradient, factor, positive & all_finite(factor, value, gradient))
+    inverse = jnp.sqrt(safe)[:, None] * vectors.T / scale
+    positive &= all_finite(factor, inverse, value, gradient)
+    return _Curvature(value, gradient, factor, inverse, positive)
 
 
 class Search(NamedTuple):
@@ -119,9 +122,9 @@ class Search(NamedTuple):
         Where each search ended, ``[chain, dimension]``, and the log density there, ``[chain]``.
     best
         Number of the best of them.
-    frame
-        Factor of the inverse curvature there, ``[dimension, dimension]``, or of its estimated
-        diagonal, ``[dimension]``.
+    frame, inverse
+        Factor of the inverse curvature there, and the inverse of the factor, both ``[dimension,
+        dimension]``, or ``[dimension]`` for an estimated diagonal.
     curved
         Whether the Hessian there is positive definite.
     decrement
@@ -140,12 +143,35 @@ class Search(NamedTuple):
     ended: Array
     best: Array
     frame: Array
+    inverse: Array
     curved: Array
     decrement: Array
     found: Array
     converged: Array
     num_evaluations: Array
     num_rounds: Array
+
+    @classmethod
+    def before(cls, positions: Array) -> "Search":
+        """Stand at the first positions, in the frame of the coordinates."""
+        num_chains, dimension = positions.shape
+        dtype = positions.dtype
+        zero, no = jnp.zeros((), dtype), jnp.zeros(num_chains, bool)
+        frame = jnp.ones(dimension, dtype)
+        frame = jnp.diag(frame) if dimension <= DENSE_LIMIT else frame
+        return cls(
+            ends=positions,
+            ended=jnp.zeros(num_chains, dtype),
+            best=jnp.argmax(no),
+            frame=frame,
+            inverse=frame,
+            curved=jnp.asarray(False),
+            decrement=zero,
+            found=no,
+            converged=no,
+            num_evaluations=jnp.zeros((), jnp.int32),
+            num_rounds=jnp.zeros((), jnp.int32),
+        )
 
 
 def _dense_search(logdensity_fn: Callable[[Array], Array], positions: Array) -> Search:
@@ -167,18 +193,20 @@ def _dense_search(logdensity_fn: Callable[[Array], Array], positions: Array) -> 
         curvature = _curvature(logdensity_fn, ends[best])
         pulled = curvature.factor.T @ curvature.gradient
         # Where each search would be after a Newton step, seen from the best one.
-        gradients = -jnp.linalg.solve(frame.T, minima.gradient.T)
+        gradients = -search.inverse.T @ minima.gradient.T
         newton = ends.T + curvature.factor @ (curvature.factor.T @ gradients)
         best_newton = ends[best] + curvature.factor @ pulled
-        apart = jnp.linalg.solve(curvature.factor, newton - best_newton[:, None])
+        apart = curvature.inverse @ (newton - best_newton[:, None])
         decrement = jnp.sum(pulled**2)
         usable = curvature.positive & (decrement < MAX_DECREMENT)
         near = jnp.isfinite(ended) & (jnp.sum(apart**2, axis=0) < SAME_MODE)
+        sound = all_finite(curvature.factor, curvature.inverse)
         return Search(
             ends,
             ended,
             best,
-            jnp.where(all_finite(curvature.factor), curvature.factor, frame),
+            jnp.where(sound, curvature.factor, frame),
+            jnp.where(sound, curvature.inverse, search.inverse),
             curvature.positive,
             decrement,
             usable & (near | (jnp.arange(num_chains) == best)),
@@ -192,21 +220,7 @@ def _dense_search(logdensity_fn: Callable[[Array], Array], positions: Array) -> 
         settled = jnp.all(search.found) & (search.decrement < SETTLED)
         return ~settled & (search.num_rounds < MAX_ROUNDS)
 
-    zero, no = jnp.zeros((), positions.dtype), jnp.zeros(num_chains, bool)
-    identity = jnp.eye(dimension, dtype=positions.dtype)
-    start = Search(
-        ends=positions,
-        ended=jnp.zeros(num_chains, positions.dtype),
-        best=jnp.argmax(no),
-        frame=identity,
-        curved=jnp.asarray(False),
-        decrement=zero,
-        found=no,
-        converged=no,
-        num_evaluations=jnp.zeros((), jnp.int32),
-        num_rounds=jnp.zeros((), jnp.int32),
-    )
-    return jax.lax.while_loop(unsettled, body, start)
+    return jax.lax.while_loop(unsettled, body, Search.before(positions))
 
 
 def search_modes(logdensity_fn: Callable[[Array], Array], positions: Array) -> Search:
@@ -249,11 +263,13 @@ def _diagonal_search(logdensity_fn: Callable[[Array], Array], positions: Array) 
     _, tangent = jax.linearize(jax.grad(logdensity_fn), minima.position[best])
     diagonal = -jnp.mean(signs * jax.vmap(tangent)(signs), axis=0)
     usable = jnp.isfinite(diagonal) & (diagonal > 0)
+    steepness = jnp.sqrt(jnp.where(usable, diagonal, 1.0))
     return Search(
         ends=minima.position,
         ended=ended,
         best=best,
-        frame=jnp.where(usable, 1.0 / jnp.sqrt(jnp.where(usable, diagonal, 1.0)), 1.0),
+        frame=1.0 / steepness,
+        inverse=steepness,
         curved=jnp.any(found),
         decrement=flatness[best] ** 2,
         found=found,
