@@ -447,14 +447,18 @@ def test_mode_of_an_ill_conditioned_regression_in_single_precision():
     np.testing.assert_allclose(np.linalg.norm(start.factor, axis=1), sd, rtol=0.05)
 
 
-def test_chains_that_end_elsewhere_stay_there_and_are_named():
-    def wells(x):
-        """The one at +3 is higher by a nat."""
-        high, low = (jnp.sum((x - centre) ** 2) / 0.18 for centre in (3.0, -3.0))
-        return jnp.logaddexp(-high, -1.0 - low)
+WELL_STARTS = jnp.array([[1.0, 2.0], [-1.5, -2.0], [2.0, 0.5], [-1.0, -0.7]])
 
-    positions = jnp.array([[1.0, 2.0], [-1.5, -2.0], [2.0, 0.5], [-1.0, -0.7]])
-    start = jax.device_get(started(wells, positions))
+
+def wells(depth, x):
+    """Two of them, that at +3 higher by a depth in nats."""
+    high, low = (jnp.sum((x - centre) ** 2) / 0.18 for centre in (3.0, -3.0))
+    return jnp.logaddexp(-high, -depth - low)
+
+
+def test_chains_that_end_elsewhere_stay_there_and_are_named():
+    start = jax.device_get(started(functools.partial(wells, 1.0), WELL_STARTS))
+    assert not start.restarted.any()
     np.testing.assert_array_equal(start.search.found, [True, False, True, False])
     np.testing.assert_allclose(start.mode, 3.0, atol=1e-3)
     np.testing.assert_allclose(start.positions[[1, 3]], -3.0, atol=1e-3)
@@ -464,6 +468,19 @@ def test_chains_that_end_elsewhere_stay_there_and_are_named():
     notes, doubts = describe_start(start)
     assert notes["num_chains_at_best_mode"] == 2 and not doubts
     assert notes["mode_search"].startswith("chains [1, 3] ended elsewhere, 1, 1 nats below")
+
+
+def test_chains_that_end_hopelessly_low_are_moved_and_named():
+    # 20 nats and 5 for each dimension are not yet hopeless.
+    assert not started(functools.partial(wells, 29.0), WELL_STARTS).restarted.any()
+    start = jax.device_get(started(functools.partial(wells, 31.0), WELL_STARTS))
+    np.testing.assert_array_equal(start.search.found, [True, False, True, False])
+    np.testing.assert_array_equal(start.restarted, [False, True, False, True])
+    near = np.abs(start.positions - 3.0)
+    assert np.all((near > 1e-4) & (near < 1.5))
+    notes, doubts = describe_start(start)
+    assert notes["num_chains_at_best_mode"] == 2 and not doubts
+    assert notes["mode_search"].startswith("chains [1, 3] came to rest 31, 31 nats below")
 
 
 def test_no_mode_no_move():

@@ -116,7 +116,12 @@ def make_ways(seed=0):
     density = lp.density(logdensity_fn, jnp.zeros(features.shape[1] + 1))
     target = lp.target(model, features, malignant=malignant)
     tuned = lp.sample(
-        jax.random.key(seed), density, inverse_mass_matrix=1.0, num_warmup=1000, num_samples=100
+        jax.random.key(seed),
+        density,
+        lp.mala,
+        inverse_mass_matrix=1.0,
+        num_warmup=1000,
+        num_samples=100,
     )
     positions = jnp.asarray(tuned["sampler_position"]["x"].values)
     step_size = float(tuned["sampler_parameters"]["step_size"])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from langevin_ppl.base import Array, LogDensity, PRNGKey
-from langevin_ppl.compilation import ONCE, QUICK
+from langevin_ppl.compilation import ONCE, QUICK, SEARCH
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.run import Chains, Plan
 from langevin_ppl.targets.target import Proposal, first_valid
@@ -35,7 +35,7 @@ class Found(NamedTuple):
     search: Search | None
 
 
-@functools.partial(jax.jit, static_argnames=("propose", "plan", "search"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("propose", "plan", "search"), compiler_options=SEARCH)
 def find(
     keys: PRNGKey,
     logdensity_fn: LogDensity,

@@ -40,12 +40,25 @@ def describe_start(start: Start) -> tuple[dict[str, Any], tuple[str, ...]]:
         else:
             notes["mode_search"] += f". {reason}"
     elif found < len(search.found):
-        others = np.flatnonzero(~search.found)
-        drops = ", ".join(f"{search.ended[search.best] - search.ended[c]:.3g}" for c in others)
-        notes["mode_search"] = (
-            f"chains {others.tolist()} ended elsewhere, {drops} nats below the best mode, and "
-            "started there"
-        )
+        drops = search.ended[search.best] - search.ended
+
+        def those(chains: np.ndarray) -> str:
+            nats = ", ".join(f"{drops[c]:.3g}" for c in np.flatnonzero(chains))
+            return f"{nats} nats below the best mode"
+
+        moved = np.asarray(start.restarted)
+        stayed = ~np.asarray(search.found) & ~moved
+        parts = []
+        if stayed.any():
+            chains = np.flatnonzero(stayed).tolist()
+            parts.append(f"chains {chains} ended elsewhere, {those(stayed)}, and started there")
+        if moved.any():
+            chains = np.flatnonzero(moved).tolist()
+            parts.append(
+                f"chains {chains} came to rest {those(moved)}, where next to no mass can be, and "
+                "were moved to it"
+            )
+        notes["mode_search"] = "; ".join(parts)
     else:
         notes["mode_search"] = "all chains ended at one mode"
     return notes, tuple(doubts)

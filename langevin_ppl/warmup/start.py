@@ -35,6 +35,11 @@ SAME_MODE = 1.0
 """Squared distance, in posterior standard deviations at the best mode, up to which the end of
 another chain's search, moved by one Newton step, is that mode."""
 
+HOPELESS, HOPELESS_PER_DIMENSION = 20.0, 5.0
+"""Nats below the best mode, and more of them for each dimension, beyond which the end of a search
+is no place to start from. Even a mode there that is exp(5) times wider in every direction has a
+share of exp(-20) of the mass, and most such ends are no modes."""
+
 FLATTENED = 0.01
 """Share of the first gradient's norm that may be left where L-BFGS is said to have converged."""
 
@@ -63,6 +68,9 @@ class Start(NamedTuple):
     growth
         Power with which the gradient grows far from the start: 1 for a Gaussian, 3 for a quartic
         potential, infinite where it overflows.
+    restarted
+        Whether a chain was moved to the best mode, because its own search ended hopelessly far
+        below it, ``[chain]``.
     search
         What the search for a mode found.
     """
@@ -71,6 +79,7 @@ class Start(NamedTuple):
     mode: Array
     factor: Array
     growth: Array
+    restarted: Array
     search: "Search"
 
 
@@ -289,9 +298,10 @@ def laplace_start(
 
     A chain whose own search ended at the best mode (at any mode, above `DENSE_LIMIT` dimensions)
     starts there with Laplace noise. A chain whose search ended elsewhere starts where it ended,
-    never at the best mode; one whose search ran away, and every chain if there is no mode, keeps
-    its own position: an optimiser that runs along a funnel or to infinity must not choose where
-    a chain starts.
+    unless that is so far below the best mode that next to no mass can be there: then it starts at
+    the best mode as well, and ``restarted`` says so. One whose search ran away, and every chain if
+    there is no mode, keeps its own position: an optimiser that runs along a funnel or to infinity
+    must not choose where a chain starts.
 
     Parameters
     ----------
@@ -313,10 +323,14 @@ def laplace_start(
         factor = jnp.where(usable, square_root(search.frame), identity)
         rays = noise @ factor.T
         elsewhere = usable & search.converged & jnp.isfinite(search.ended)
+        gap = HOPELESS + HOPELESS_PER_DIMENSION * dimension
+        restarted = elsewhere & ~found & (search.ended[best] - search.ended > gap)
         centres = jnp.where(elsewhere[:, None], search.ends, positions)
-        centres = jnp.where(found[:, None], search.ends[best], centres)
-        starts = centres + jnp.where(found[:, None], rays, 0.0)
+        there = (found | restarted)[:, None]
+        centres = jnp.where(there, search.ends[best], centres)
+        starts = centres + jnp.where(there, rays, 0.0)
     else:
+        restarted = jnp.zeros_like(found)
         factor = jnp.where(usable, search.frame, 1.0)
         rays = noise * factor
         centres = jnp.where(found[:, None], search.ends, positions)
@@ -333,4 +347,5 @@ def laplace_start(
     growth = jnp.median(jnp.where(jnp.isfinite(powers), powers, jnp.inf))
     # The probes, and the first gradient of every chain.
     evaluations = search.num_evaluations + num_chains * (len(PROBES) + 1)
-    return Start(starts, mode, factor, growth, search._replace(num_evaluations=evaluations))
+    search = search._replace(num_evaluations=evaluations)
+    return Start(starts, mode, factor, growth, restarted, search)
