@@ -128,7 +128,7 @@ def main():
 
     options = parser(__doc__).parse_args()
     host = machine()
-    rounds, ess_rounds = (1, 1) if options.quick else (24, 5)
+    rounds, ess_rounds = (1, 1) if options.quick else (20, 3)
     kinds = [OWN, SEQUENTIAL, VECTORIZED, IMPORTS]
     # The first runs fill the file cache and write bytecode; they also give the sample sizes.
     ess = {
