@@ -18,17 +18,18 @@ LAYERS = [
     {"fit"},
     {"run"},
     {"warmup"},
-    {"diagnostics"},
+    {"convergence"},
     {"export"},
-    {"arguments"},
+    {"arguments", "infer"},
     {"approximation", "sampling"},
+    {"diagnostics"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 INSIDE_A_LAYER = {("tree", "base")}
 
 # Who alone may import a library that is heavy, optional or somebody's own matter.
 ONLY_IN = {
-    "numpyro": {"targets"},
+    "numpyro": {"infer", "targets"},
     "arviz_base": {"export"},
     "arviz": set(),
     "arviz_stats": {"approximation"},

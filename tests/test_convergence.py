@@ -13,8 +13,8 @@ import pytest
 import xarray as xr
 
 import langevin_ppl as lp
-from langevin_ppl.diagnostics import Convergence, flattened, judge, summarise, watch
-from langevin_ppl.diagnostics.ranks import bulk_ess, rhat
+from langevin_ppl.convergence import Convergence, flattened, judge, summarise, watch
+from langevin_ppl.convergence.ranks import bulk_ess, rhat
 
 KEY = jax.random.key(4)
 

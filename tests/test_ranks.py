@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from arviz_stats.base.array import array_stats
 
-from langevin_ppl.diagnostics.ranks import bulk_ess, rank_normalised, rhat, split_chains
+from langevin_ppl.convergence.ranks import bulk_ess, rank_normalised, rhat, split_chains
 
 SHAPES = [(4, 1000), (4, 501), (2, 303), (16, 250)]
 

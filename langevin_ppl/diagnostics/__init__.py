@@ -1,21 +1,5 @@
-"""Diagnostics: how far draws can be trusted."""
+"""Diagnostics that R-hat and effective sample size cannot replace."""
 
-from langevin_ppl.diagnostics.convergence import (
-    Converged,
-    Convergence,
-    converged,
-    flattened,
-    judge,
-    summarise,
-)
-from langevin_ppl.diagnostics.watch import watch
+from langevin_ppl.diagnostics.bias import BiasWarning, bias
 
-__all__ = [
-    "Converged",
-    "Convergence",
-    "converged",
-    "flattened",
-    "judge",
-    "summarise",
-    "watch",
-]
+__all__ = ["BiasWarning", "bias"]

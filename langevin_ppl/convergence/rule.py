@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from langevin_ppl.base import check_number
-from langevin_ppl.diagnostics.ranks import bulk_ess, rhat, split_chains
+from langevin_ppl.convergence.ranks import bulk_ess, rhat, split_chains
 
 __all__ = ["Converged", "Convergence", "converged", "flattened", "judge", "summarise"]
 

@@ -7,7 +7,7 @@ take milliseconds for each coordinate and seconds to import, and these run while
 import numpy as np
 from scipy.special import ndtri
 
-__all__ = ["bulk_ess", "rank_normalised", "rhat", "split_chains"]
+__all__ = ["bulk_ess", "ess", "rank_normalised", "rhat", "split_chains"]
 
 
 def split_chains(values: np.ndarray) -> np.ndarray:
@@ -84,13 +84,28 @@ def bulk_ess(values: np.ndarray) -> np.ndarray:
     ----------
     Vehtari et al. (2021), arXiv:1903.08008; Geyer, *Practical Markov chain Monte Carlo* (1992).
     """
-    scores = rank_normalised(split_chains(values))
-    chains, draws, coordinates = scores.shape
+    halves = split_chains(values)
+    return np.where(
+        np.ptp(values, axis=(0, 1)) == 0,
+        float(halves.shape[0] * halves.shape[1]),
+        ess(rank_normalised(halves)),
+    )
+
+
+def ess(values: np.ndarray) -> np.ndarray:
+    """Effective sample size of means, of chains as they are: neither split nor ranked.
+
+    Parameters
+    ----------
+    values
+        Shape ``[chain, draw, coordinate]``, at least four draws.
+    """
+    chains, draws, _ = values.shape
     length = 2 ** int(np.ceil(np.log2(2 * draws)))
-    spectrum = np.fft.rfft(scores - scores.mean(axis=1, keepdims=True), length, axis=1)
+    spectrum = np.fft.rfft(values - values.mean(axis=1, keepdims=True), length, axis=1)
     covariance = np.fft.irfft(np.abs(spectrum) ** 2, length, axis=1)[:, :draws].mean(axis=0) / draws
     within = covariance[0] * draws / (draws - 1)
-    pooled = covariance[0] + scores.mean(axis=1).var(axis=0, ddof=1)
+    pooled = covariance[0] + values.mean(axis=1).var(axis=0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = 1.0 - (within - covariance) / pooled
     correlation[0] = 1.0
@@ -106,6 +121,4 @@ def bulk_ess(values: np.ndarray) -> np.ndarray:
     time = -1.0 + 2.0 * kept.sum(axis=0) + np.maximum(tail, 0.0)
     number = chains * draws
     time = np.maximum(time, 1.0 / np.log10(number))
-    ess = number / time
-    constant = np.ptp(values, axis=(0, 1)) == 0
-    return np.where(constant, float(number), ess)
+    return number / time

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from langevin_ppl.diagnostics.convergence import Converged, Convergence, summarise
+from langevin_ppl.convergence.rule import Converged, Convergence, summarise
 from langevin_ppl.loop import Look
 
 __all__ = ["watch"]
