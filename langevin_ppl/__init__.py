@@ -12,56 +12,107 @@ if TYPE_CHECKING:
     from langevin_ppl.approximation import laplace
     from langevin_ppl.base import ConvergenceWarning, DivergenceWarning
     from langevin_ppl.compilation import cache
-    from langevin_ppl.diagnostics import converged
+    from langevin_ppl.convergence import converged
     from langevin_ppl.gradients import exact
-    from langevin_ppl.kernels import ghmc, mala, mtula, split_ghmc, tmala, tmalac, tula, tulac, ula
+    from langevin_ppl.kernels import (
+        annealed,
+        baoab,
+        ghmc,
+        irreversible,
+        klmc,
+        leimkuhler_matthews,
+        mala,
+        mtula,
+        obabo,
+        parallel_tempering,
+        split_ghmc,
+        splitting,
+        stula,
+        tbaoab,
+        tmala,
+        tmalac,
+        tula,
+        tulac,
+        tusla,
+        ubu,
+        ula,
+    )
     from langevin_ppl.sampling import sample
     from langevin_ppl.targets import density, target
 
 _HOME = {
     "ConvergenceWarning": "base",
     "DivergenceWarning": "base",
+    "annealed": "kernels",
+    "baoab": "kernels",
     "cache": "compilation",
-    "converged": "diagnostics",
+    "converged": "convergence",
     "density": "targets",
     "exact": "gradients",
     "ghmc": "kernels",
+    "irreversible": "kernels",
+    "klmc": "kernels",
     "laplace": "approximation",
+    "leimkuhler_matthews": "kernels",
     "mala": "kernels",
     "mtula": "kernels",
+    "obabo": "kernels",
+    "parallel_tempering": "kernels",
     "sample": "sampling",
     "split_ghmc": "kernels",
+    "splitting": "kernels",
+    "stula": "kernels",
     "target": "targets",
+    "tbaoab": "kernels",
     "tmala": "kernels",
     "tmalac": "kernels",
     "tula": "kernels",
     "tulac": "kernels",
+    "tusla": "kernels",
+    "ubu": "kernels",
     "ula": "kernels",
 }
+
+# Rooms that are read by name.
+_ROOMS = ("diagnostics", "infer")
 
 __all__ = [
     "ConvergenceWarning",
     "DivergenceWarning",
+    "annealed",
+    "baoab",
     "cache",
     "converged",
     "density",
     "exact",
     "ghmc",
+    "irreversible",
+    "klmc",
     "laplace",
+    "leimkuhler_matthews",
     "mala",
     "mtula",
+    "obabo",
+    "parallel_tempering",
     "sample",
     "split_ghmc",
+    "splitting",
+    "stula",
     "target",
+    "tbaoab",
     "tmala",
     "tmalac",
     "tula",
     "tulac",
+    "tusla",
+    "ubu",
     "ula",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"langevin_ppl.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'langevin_ppl' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"langevin_ppl.{_HOME[name]}"), name)

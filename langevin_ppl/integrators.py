@@ -1,10 +1,14 @@
 """Integrators: pieces of one step of a discretised Langevin diffusion, in the whitened frame."""
 
+import math
+from typing import NamedTuple
+
 import jax.numpy as jnp
+import numpy as np
 
 from langevin_ppl.base import Array, ArrayLike
 
-__all__ = ["euler_maruyama", "oscillator", "refresh"]
+__all__ = ["Flight", "euler_maruyama", "free_flight", "oscillator", "refresh"]
 
 
 def euler_maruyama(
@@ -66,3 +70,91 @@ def refresh(
     kept = jnp.where(fully, 0.0, jnp.exp(-exponent)).astype(noise.dtype)
     drawn = jnp.where(fully, 1.0, -jnp.expm1(-2.0 * exponent)).astype(noise.dtype)
     return kept * momentum + jnp.sqrt(drawn * temperature) * noise
+
+
+SMALL = 0.1
+"""Friction times time below which series are more accurate than the closed forms."""
+
+# Coefficients of the series, the highest power first.
+_OWN = np.array([691 / 39916800, -31 / 181440, 17 / 10080, -1 / 60, 1 / 6])
+_FORCED = np.array([(-1) ** k / math.factorial(k + 2) for k in reversed(range(10))])
+
+
+def _series(coefficients: np.ndarray, x: Array) -> Array:
+    return jnp.polyval(jnp.asarray(coefficients, x.dtype), x)
+
+
+class Flight(NamedTuple):
+    r"""Coefficients of free flight with friction over a time ``t``, scalars.
+
+    Attributes
+    ----------
+    kept
+        :math:`e^{-\gamma t}`, share of the momentum that is left.
+    reach
+        :math:`(1 - e^{-\gamma t}) / \gamma`, distance for each unit of momentum.
+    force_reach
+        :math:`(t - \mathrm{reach}) / \gamma`, distance for each unit of a constant force.
+    spread
+        Standard deviation that the momentum gains, at temperature 1.
+    drag, rest
+        The position gains ``drag`` times the normal of the momentum and ``rest`` times one of
+        its own.
+    """
+
+    kept: Array
+    reach: Array
+    force_reach: Array
+    spread: Array
+    drag: Array
+    rest: Array
+
+    @classmethod
+    def over(cls, time: ArrayLike, friction: ArrayLike) -> "Flight":
+        r"""Coefficients for a time and a friction, both positive.
+
+        With :math:`a = \gamma t`, the momentum gains variance :math:`1 - e^{-2a}`, the position
+        :math:`(2 a - 3 + 4 e^{-a} - e^{-2a}) / \gamma^2`, and their covariance is
+        :math:`(1 - e^{-a})^2 / \gamma`. Given the momentum, the position's variance is
+        :math:`2 (a - 2 \tanh(a / 2)) / \gamma^2`. Series take over where differences cancel.
+        """
+        a = jnp.asarray(jnp.multiply(friction, time))
+        lost, half = -jnp.expm1(-a), jnp.tanh(0.5 * a)
+        small, square = a < SMALL, jnp.square(a)
+        own = jnp.where(small, a * square * _series(_OWN, square), 2.0 * (a - 2.0 * half))
+        forced = jnp.where(small, square * _series(_FORCED, a), a - lost)
+        return cls(
+            kept=jnp.exp(-a),
+            reach=lost / friction,
+            force_reach=forced / jnp.square(friction),
+            spread=jnp.sqrt(-jnp.expm1(-2.0 * a)),
+            drag=lost * jnp.sqrt(half) / friction,
+            rest=jnp.sqrt(own) / friction,
+        )
+
+
+def free_flight(
+    position: Array,
+    momentum: Array,
+    noise: Array,
+    friction: ArrayLike,
+    time: ArrayLike,
+    temperature: ArrayLike,
+) -> tuple[Array, Array]:
+    r"""Exact flow of :math:`\dot z = p`, :math:`dp = -\gamma p dt + \sqrt{2 \gamma T} dW`.
+
+    Parameters
+    ----------
+    position, momentum
+        Vectors of shape ``[dimension]``.
+    noise
+        Standard normal, shape ``[2, dimension]``.
+    friction, time, temperature
+        ``gamma``, ``t`` and ``T``, positive scalars.
+    """
+    flight, heat = Flight.over(time, friction), jnp.sqrt(temperature)
+    shift = flight.drag * noise[0] + flight.rest * noise[1]
+    return (
+        position + flight.reach * momentum + heat * shift,
+        flight.kept * momentum + heat * flight.spread * noise[0],
+    )

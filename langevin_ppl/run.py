@@ -111,6 +111,7 @@ _FIELDS = {
     "logdensity": "lp",
     "grad_norm": "grad_norm",
     "taming_loss": "taming_loss",
+    "swap_rate": "swap_rate",
     "energy": "energy",
     "energy_change": "energy_error",
     "num_integration_steps": "n_steps",
@@ -120,6 +121,7 @@ _REDUCTIONS: dict[str, Callable[[Array], Array]] = {
     "diverging": lambda rows: jnp.any(rows, axis=0),
     "acceptance_rate": lambda rows: jnp.mean(rows, axis=0),
     "taming_loss": lambda rows: jnp.mean(rows, axis=0),
+    "swap_rate": lambda rows: jnp.nanmean(rows, axis=0),
     "n_steps": lambda rows: jnp.sum(rows, axis=0),
 }
 
@@ -131,7 +133,7 @@ def statistics(state: Any, info: Any) -> dict[str, Array]:
         for field, name in _FIELDS.items()
         if (value := getattr(info, field, None)) is not None
     }
-    if "lp" not in stats and hasattr(state, "logdensity"):
+    if not hasattr(info, "logdensity") and hasattr(state, "logdensity"):
         stats["lp"] = state.logdensity
     if "diverging" not in stats:
         stats["diverging"] = ~jnp.all(jnp.isfinite(state.position))

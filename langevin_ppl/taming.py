@@ -1,9 +1,9 @@
 r"""Tamings: how a drift is bounded so that an explicit scheme survives exploding gradients.
 
 A taming is a function ``taming(gradient, position, step_size) -> drift`` on flat vectors of the
-whitened frame. All of them keep the direction of every coordinate, and tend to the identity as
-the step size goes to zero. They bias the law of an unadjusted kernel; ``taming_loss`` says how
-much of the gradient was taken away.
+whitened frame. All of them tend to the identity as the step size goes to zero. All but the split
+one, and the regularised one of positive strength, keep the sign of every coordinate. They bias
+the law of an unadjusted kernel; ``taming_loss`` says how much of the gradient was taken away.
 
 Every norm is computed after division by the largest entry: in float32 the square of an entry
 above 1.8e19 is infinite, and ``G / (1 + h |G|)`` would be zero, a chain frozen in silence.
@@ -15,7 +15,17 @@ import jax.numpy as jnp
 
 from langevin_ppl.base import Array, ArrayLike
 
-__all__ = ["Taming", "coordinatewise", "norm", "normwise", "polynomial", "taming_loss", "untamed"]
+__all__ = [
+    "Taming",
+    "coordinatewise",
+    "norm",
+    "normwise",
+    "polynomial",
+    "regularised",
+    "split",
+    "taming_loss",
+    "untamed",
+]
 
 type Taming = Callable[[Array, Array, ArrayLike], Array]
 
@@ -64,6 +74,11 @@ def coordinatewise(gradient: Array, position: Array, step_size: ArrayLike) -> Ar
     return scaled / (1.0 / scale + step_size * jnp.abs(scaled))
 
 
+def _log_norm(x: Array, power: ArrayLike) -> Array:
+    """Logarithm of a power of the norm, which itself would overflow long before a quotient."""
+    return jnp.multiply(power, jnp.log(jnp.maximum(norm(x), jnp.finfo(x.dtype).tiny)))
+
+
 def polynomial(power: ArrayLike) -> Taming:
     r"""Polynomial taming of mTULA: :math:`G / \sqrt{1 + h \|x\|^{2 r}}`.
 
@@ -80,10 +95,57 @@ def polynomial(power: ArrayLike) -> Taming:
     """
 
     def taming(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
-        # In logarithms, because |x|^(2r) overflows long before the quotient does.
-        tiny = jnp.finfo(position.dtype).tiny
-        log_growth = 2.0 * power * jnp.log(jnp.maximum(norm(position), tiny))
-        return gradient * jnp.exp(-0.5 * jnp.logaddexp(0.0, jnp.log(step_size) + log_growth))
+        growth = _log_norm(position, 2.0 * power)
+        return gradient * jnp.exp(-0.5 * jnp.logaddexp(0.0, jnp.log(step_size) + growth))
+
+    return taming
+
+
+def regularised(power: ArrayLike, strength: ArrayLike) -> Taming:
+    r"""Taming of TUSLA: :math:`(G - \eta x \|x\|^r) / (1 + \sqrt h \|x\|^r)`.
+
+    Parameters
+    ----------
+    power
+        ``r``, the paper's 2r: the gradient's local Lipschitz constant grows like
+        :math:`\|x\|^r` at most.
+    strength
+        ``eta``: of a potential :math:`\eta \|x\|^{r + 2} / (r + 2)` that is added to the
+        target's. 0 keeps the target.
+
+    References
+    ----------
+    Lovas, Lytras, Rasonyi, Sabanis, *Taming neural networks with TUSLA: nonconvex learning via
+    adaptive stochastic gradient Langevin algorithms* (2023), arXiv:2006.14514.
+    """
+
+    def taming(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
+        growth = _log_norm(position, power)
+        bound = jnp.logaddexp(0.0, 0.5 * jnp.log(step_size) + growth)
+        return gradient * jnp.exp(-bound) - strength * position * jnp.exp(growth - bound)
+
+    return taming
+
+
+def split(power: ArrayLike, linear: ArrayLike) -> Taming:
+    r"""Split taming of sTULA: :math:`-a x + (G + a x) / (1 + \sqrt h \|x\|^r)`.
+
+    Parameters
+    ----------
+    power
+        ``r``, as in `regularised`.
+    linear
+        ``a``: the linear part of the drift, which is not tamed.
+
+    References
+    ----------
+    Lytras, Sabanis, *Taming under isoperimetry* (2023), arXiv:2311.09003.
+    """
+    tame = regularised(power, 0.0)
+
+    def taming(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
+        pull = linear * position
+        return tame(gradient + pull, position, step_size) - pull
 
     return taming
 

@@ -5,13 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from langevin_ppl.taming import coordinatewise, norm, normwise, polynomial, taming_loss, untamed
+import langevin_ppl as lp
+from langevin_ppl.taming import (
+    coordinatewise,
+    norm,
+    normwise,
+    polynomial,
+    regularised,
+    split,
+    taming_loss,
+    untamed,
+)
 
 POWERS = (0.0, 1.0, 2.0, 3.5)
 TAMINGS = {
     "normwise": normwise,
     "coordinatewise": coordinatewise,
     **{f"polynomial-{power}": polynomial(power) for power in POWERS},
+    **{f"regularised-{power}": regularised(power, 0.0) for power in POWERS},
 }
 REFERENCES = {
     "normwise": lambda g, x, h: g / (1 + h * np.linalg.norm(g)),
@@ -19,6 +30,12 @@ REFERENCES = {
     **{
         f"polynomial-{power}": lambda g, x, h, r=power: (
             g / np.sqrt(1 + h * np.linalg.norm(x) ** (2 * r))
+        )
+        for power in POWERS
+    },
+    **{
+        f"regularised-{power}": lambda g, x, h, r=power: (
+            g / (1 + np.sqrt(h) * np.linalg.norm(x) ** r)
         )
         for power in POWERS
     },
@@ -51,6 +68,47 @@ def test_formula(name, enable_x64, tolerance):
                 removed = np.linalg.norm(gradient - expected) / np.linalg.norm(gradient)
                 # The loss is a difference: its error is a rounding of the gradient, not of itself.
                 np.testing.assert_allclose(loss, removed, rtol=tolerance, atol=tolerance)
+
+
+def test_tusla_pulls_and_stula_leaves_the_linear_part():
+    with jax.enable_x64(True):
+        gradient, position = map(jnp.array, vectors(2, 3.0))
+        for h in STEP_SIZES:
+            growth = np.linalg.norm(position) ** 2.5
+            expected = (gradient - 0.4 * position * growth) / (1 + np.sqrt(h) * growth)
+            tamed = regularised(2.5, 0.4)(gradient, position, h)
+            np.testing.assert_allclose(tamed, expected, rtol=1e-12)
+            expected = (gradient + 0.7 * position) / (1 + np.sqrt(h) * growth) - 0.7 * position
+            tamed = split(2.5, 0.7)(gradient, position, h)
+            np.testing.assert_allclose(tamed, expected, rtol=1e-12)
+        # On a Gaussian of that precision nothing is left to tame.
+        np.testing.assert_allclose(split(2.5, 0.7)(-0.7 * position, position, 9.0), -0.7 * position)
+
+
+@pytest.mark.parametrize("kernel", [lp.mtula, lp.tusla, lp.stula], ids=repr)
+def test_a_taming_by_position_is_one_about_the_location(kernel):
+    """A target moved by m, and a taming about m, move the chain by m."""
+    location, matrix = np.array([3.0, -2.0]), np.array([[1.0, 0.3], [0.3, 0.5]])
+
+    def quartic(x):
+        return -0.25 * jnp.sum(x**4)
+
+    with jax.enable_x64(True):
+        here = kernel(quartic, step_size=0.1, inverse_mass_matrix=matrix)
+        there = kernel(
+            lambda x: quartic(x - location),
+            step_size=0.1,
+            inverse_mass_matrix=matrix,
+            location=location,
+        )
+        key, start = jax.random.key(0), jnp.array([1.5, -0.5])
+        one, info = here.step(key, here.init(start))
+        other, moved = there.step(key, there.init(start + location))
+        np.testing.assert_allclose(other.position, one.position + location, rtol=1e-12)
+        np.testing.assert_allclose(moved.taming_loss, info.taming_loss, rtol=1e-10)
+        assert info.taming_loss > 0.1
+        with pytest.raises(ValueError, match=r"location to be a scalar or of shape \(2,\)"):
+            kernel(quartic, step_size=0.1, location=jnp.zeros(3)).step(key, here.init(start))
 
 
 def test_untamed_is_the_identity():
@@ -112,7 +170,11 @@ def test_polynomial_where_the_growth_overflows():
 def test_tiny_gradients_pass(name):
     gradient = jnp.array([1e-30, -2e-30, 0.0], jnp.float32)
     drift = TAMINGS[name](gradient, jnp.zeros(3), STEP_SIZE)
-    shrink = 1 / np.sqrt(1 + STEP_SIZE) if name == "polynomial-0.0" else 1.0
+    at_power_zero = {
+        "polynomial-0.0": 1 / np.sqrt(1 + STEP_SIZE),
+        "regularised-0.0": 1 / (1 + np.sqrt(STEP_SIZE)),
+    }
+    shrink = at_power_zero.get(name, 1.0)
     np.testing.assert_allclose(drift, shrink * np.array(gradient), rtol=1e-5)
 
 
@@ -164,7 +226,7 @@ def test_sizes_and_directions_over_the_whole_range_of_float32(name):
     np.testing.assert_allclose(drifts[normal], expected[normal], rtol=1e-5)
 
 
-@every_taming
+@pytest.mark.parametrize("name", [n for n in TAMINGS if not n.startswith("regularised")])
 def test_loss_vanishes_linearly_with_the_step_size(name):
     with jax.enable_x64(True):
         gradient, position = vectors(3, 1.0)
@@ -182,3 +244,14 @@ def test_loss_vanishes_linearly_with_the_step_size(name):
             loss = taming_loss(jnp.array(gradient), drift)
             # The next term is of relative order step_size, with a factor of a few.
             np.testing.assert_allclose(loss / step_size, slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_loss_of_tusla_vanishes_with_the_root_of_the_step_size(power):
+    with jax.enable_x64(True):
+        gradient, position = map(jnp.array, vectors(3, 1.0))
+        for h in (1e-8, 1e-10):
+            loss = taming_loss(gradient, regularised(power, 0.0)(gradient, position, h))
+            np.testing.assert_allclose(
+                loss / np.sqrt(h), np.linalg.norm(position) ** power, rtol=2e-2
+            )

@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from langevin_ppl.base import (
     Array,
+    ArrayLike,
     GradientEstimator,
     LogDensity,
     Position,
@@ -20,9 +21,19 @@ from langevin_ppl.base import (
 )
 from langevin_ppl.gradients import as_estimator
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
-from langevin_ppl.tree import ravel
+from langevin_ppl.tree import all_finite, ravel
 
-__all__ = ["Draw", "Kernel", "KernelInfo", "KernelState", "Transition", "draw_noise"]
+__all__ = [
+    "Draw",
+    "Kernel",
+    "KernelInfo",
+    "KernelState",
+    "Transition",
+    "absorbing",
+    "centred",
+    "check_burn_in",
+    "draw_noise",
+]
 
 
 class KernelState(NamedTuple):
@@ -58,9 +69,10 @@ class KernelInfo(NamedTuple):
         Unadjusted kernels: position, log density or gradient is not finite, which is absorbing.
         Adjusted kernels: the proposal was not finite or its energy error exceeded 1000.
     logdensity
-        Log density, or its estimate, at the new position.
+        Log density, or its estimate, at the new position; None where a step does not end at a
+        gradient.
     grad_norm
-        Euclidean norm of the gradient at the new position.
+        Euclidean norm of the last gradient of the step.
     taming_loss
         Tamed kernels: share of the gradient that taming removed in this step.
     acceptance_rate, is_accepted
@@ -68,15 +80,15 @@ class KernelInfo(NamedTuple):
     """
 
     is_divergent: Array
-    logdensity: Array
+    logdensity: Array | None
     grad_norm: Array
     taming_loss: Array | None = None
     acceptance_rate: Array | None = None
     is_accepted: Array | None = None
 
 
-type Draw = Callable[[PRNGKey, KernelState, GradientEstimator], Randomness]
-type Transition = Callable[..., tuple[Any, KernelInfo]]
+type Draw = Callable[[PRNGKey, Any, GradientEstimator], Randomness]
+type Transition = Callable[..., tuple[Any, Any]]
 
 
 class Kernel:
@@ -102,8 +114,20 @@ class Kernel:
         What the step size of an adjusted kernel is tuned to, else None.
     tuner
         The adjusted kernel by which warm-up tunes this one; itself if it is adjusted.
+    tuner_share
+        Largest share of the tuner's step size that warm-up may choose.
     max_step_size
         Largest step size that warm-up may choose; None for no bound.
+    order
+        Of an inexact kernel, the power of the step size with which its bias shrinks.
+    gradients_per_step
+        Gradient evaluations of a step.
+    ends_at_gradient
+        Whether a step ends where it evaluated the density last.
+    burn_in
+        Steps before the kernel aims at its target.
+    recipe
+        Function and arguments that make the kernel, where it cannot be imported by name.
     state
         ``state(position, logdensity, logdensity_grad, step, memory) -> State``.
     doc
@@ -124,18 +148,32 @@ class Kernel:
         exact: bool,
         target_acceptance_rate: float | None = None,
         tuner: "Kernel | None" = None,
+        tuner_share: float = 0.25,
         max_step_size: float | None = None,
+        order: float = 1,
+        gradients_per_step: int = 1,
+        ends_at_gradient: bool = True,
+        burn_in: int = 0,
+        recipe: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
         state: Callable[..., Any] = KernelState,
         doc: str,
     ):
-        self.__module__, _, self.__name__ = name.rpartition(".")
+        function, *arguments = name.partition("(")
+        self.__module__, _, function = function.rpartition(".")
+        self.__name__ = "".join([function, *arguments])
         self.__doc__ = doc
         self.transition = transition
         self.draw = draw
         self.exact = exact
         self.target_acceptance_rate = target_acceptance_rate
         self.tuner = self if tuner is None else tuner
+        self.tuner_share = tuner_share
         self.max_step_size = max_step_size
+        self.order = order
+        self.gradients_per_step = gradients_per_step
+        self.ends_at_gradient = ends_at_gradient
+        self.burn_in = burn_in
+        self.recipe = recipe
         self.state = state
         _, _, _, *own = inspect.signature(transition).parameters.values()
         self.parameters: Mapping[str, Any] = {p.name: p.default for p in own}
@@ -144,8 +182,8 @@ class Kernel:
     def __repr__(self) -> str:
         return f"langevin_ppl.{self.__name__}"
 
-    def __reduce__(self) -> str:
-        return self.__name__
+    def __reduce__(self) -> Any:
+        return self.__name__ if self.recipe is None else self.recipe
 
     def __call__(
         self, logdensity_fn: LogDensity | GradientEstimator, *args: Any, **kwargs: Any
@@ -212,6 +250,15 @@ class Kernel:
         estimate, memory = estimator.estimate(batch, position, memory)
         return self.state(position, estimate.logdensity, estimate.gradient, step, memory)
 
+    def adopt(self, state: Any) -> Any:
+        """Go on from the state of another kernel.
+
+        A kinetic chain that comes from a kinetic kernel keeps its momentum; one that comes from
+        an overdamped kernel begins anew from rest.
+        """
+        fresh = self.state(*state[:5])
+        return state if type(state) is type(fresh) else fresh
+
     def build_kernel(self) -> Callable[..., tuple[KernelState, KernelInfo]]:
         """Return ``kernel(rng_key, state, logdensity_fn, step_size, ...)`` as BlackJAX does."""
 
@@ -224,7 +271,9 @@ class Kernel:
         ) -> tuple[KernelState, KernelInfo]:
             estimator = self._estimator(logdensity_fn)
             randomness = self.draw(rng_key, state, estimator)
-            return self.transition(randomness, state, estimator, *args, **kwargs)
+            named = self.__signature__.bind(logdensity_fn, *args, **kwargs).arguments
+            del named["logdensity_fn"]
+            return self.transition(randomness, state, estimator, **named)
 
         # The true parameters, because BlackJAX's adaptations look at them.
         leading = [_parameter("rng_key"), _parameter("state")]
@@ -267,18 +316,42 @@ class Kernel:
 
 
 def draw_noise(
-    rng_key: PRNGKey, state: KernelState, gradient: GradientEstimator, extra: int = 0
+    rng_key: PRNGKey,
+    state: KernelState,
+    gradient: GradientEstimator,
+    extra: int = 0,
+    copies: int = 1,
 ) -> Randomness:
-    """Standard normals, one for each coordinate and ``extra`` more, and a batch."""
+    """Standard normals, ``copies`` for each coordinate and ``extra`` more, and a batch."""
     if gradient.draw is None:
         key_noise, batch = rng_key, ()
     else:
         key_noise, key_batch = jax.random.split(rng_key)
         batch = gradient.draw(key_batch, state.step)
     shape = jax.eval_shape(lambda tree: ravel(tree)[0], state.position)
-    noise = jax.random.normal(key_noise, (shape.size + extra,), shape.dtype)
+    noise = jax.random.normal(key_noise, (copies * shape.size + extra,), shape.dtype)
     # Without the barrier XLA computes the normals once more wherever they are used.
     return Randomness(jax.lax.optimization_barrier(noise), batch)
+
+
+def absorbing(position: Position, *others: Array) -> tuple[Position, Array]:
+    """Position, or NaN everywhere if anything is not finite, and whether all of it is.
+
+    Once the numbers are lost, no later step may look as if it had recovered.
+    """
+    flat, unravel = ravel(position)
+    finite = all_finite(flat, *others)
+    return unravel(jnp.where(finite, flat, jnp.nan)), finite
+
+
+def centred(owner: str, flat: Array, location: ArrayLike) -> Array:
+    """Position relative to a location, which is a scalar or of the position's shape."""
+    if jnp.shape(location) not in ((), flat.shape):
+        raise ValueError(
+            f"{owner}: expected location to be a scalar or of shape {flat.shape} for positions of "
+            f"{flat.size} numbers, got {jnp.shape(location)}."
+        )
+    return jnp.subtract(flat, location)
 
 
 def check_positive(owner: Any, name: str, value: Any) -> None:
@@ -292,6 +365,16 @@ def check_positive(owner: Any, name: str, value: Any) -> None:
     numeric = np.issubdtype(array.dtype, np.number)
     if not (numeric and np.all((array > 0) & (array < np.inf))):
         raise ValueError(f"{owner}: expected {name} to be positive and finite, got {value!r}.")
+
+
+def check_burn_in(kernel: Any, num_warmup: int) -> None:
+    """Refuse a warm-up in which a kernel hardly comes to aim at its target."""
+    burn_in = getattr(kernel, "burn_in", 0)
+    if num_warmup < 2 * burn_in:
+        raise ValueError(
+            f"{kernel!r} aims at its target after {burn_in} steps, and is tuned after that: "
+            f"expected num_warmup to be at least {2 * burn_in}, got {num_warmup}."
+        )
 
 
 def check_finite(owner: Any, name: str, value: Any, least: float) -> None:

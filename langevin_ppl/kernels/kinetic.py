@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from langevin_ppl import metropolis
 from langevin_ppl.base import Array, ArrayLike, GradientEstimator, Position, Randomness
 from langevin_ppl.integrators import oscillator, refresh
-from langevin_ppl.kernels.kernel import Kernel, KernelInfo, draw_noise
+from langevin_ppl.kernels.kernel import Kernel, KernelInfo, centred, draw_noise
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
 from langevin_ppl.taming import norm, normwise, taming_loss
 from langevin_ppl.tree import ravel
 
-__all__ = ["KineticState", "ghmc", "split_ghmc"]
+__all__ = ["KineticState", "at_rest", "ghmc", "split_ghmc"]
 
 ACCEPTANCE = 0.8
 """Acceptance rate to tune to: every rejection reverses the momentum, so that fewer of them than
@@ -38,9 +38,10 @@ class KineticState(NamedTuple):
     position
         Pytree of arrays.
     logdensity
-        Log density at the position, scalar.
+        Log density at the position, scalar; where a step does not end at a gradient (`ubu`), at
+        the point of the last one.
     logdensity_grad
-        Its gradient, same structure as the position.
+        Its gradient there, same structure as the position.
     step
         Number of steps made, int32 scalar. Before the first step the momentum is drawn anew, so
         that a chain needs no random number to begin.
@@ -58,9 +59,10 @@ class KineticState(NamedTuple):
     momentum: Array
 
 
-def _at_rest(
+def at_rest(
     position: Position, logdensity: Array, logdensity_grad: Position, step: Array, memory: Any
 ) -> KineticState:
+    """State of a chain that has no momentum yet: its first step draws one."""
     flat = ravel(position)[0]
     momentum = jnp.zeros(flat.shape, flat.dtype)
     return KineticState(position, logdensity, logdensity_grad, step, memory, momentum)
@@ -82,11 +84,6 @@ def _split(
     noise, normals = randomness.noise[:-2], randomness.noise[-2:]
     frame = preconditioner(inverse_mass_matrix, noise.size)
     flat, unravel = ravel(state.position)
-    if jnp.shape(location) not in ((), flat.shape):
-        raise ValueError(
-            f"langevin_ppl.split_ghmc: expected location to be a scalar or of shape {flat.shape} "
-            f"for positions of {flat.size} numbers, got {jnp.shape(location)}."
-        )
     square = jnp.square(jnp.asarray(frequency, flat.dtype))
     untamed = isinstance(taming, int | float) and taming == 0
 
@@ -97,7 +94,7 @@ def _split(
         return force, force if untamed else normwise(force, z, jnp.multiply(taming, step_size))
 
     momentum = refresh(state.momentum, noise, friction, step_size, temperature, state.step == 0)
-    z = frame.solve(jnp.subtract(flat, location))
+    z = frame.solve(centred("langevin_ppl.split_ghmc", flat, location))
     force, tamed = kick(z, state.logdensity_grad)
     moved, turned = oscillator(z, momentum + 0.5 * step_size * tamed, step_size, frequency)
     position = unravel(jnp.add(location, frame.scale(moved)).astype(flat.dtype))
@@ -163,7 +160,7 @@ split_ghmc = Kernel(
     exact=True,
     target_acceptance_rate=ACCEPTANCE,
     max_step_size=MAX_ANGLE,
-    state=_at_rest,
+    state=at_rest,
     doc=r"""Generalised Hamiltonian Monte Carlo, split around a fitted Gaussian: the default.
 
 In the frame :math:`x = m + L z` of a Gaussian :math:`N(m, L L^T)` fitted to the target,
@@ -223,7 +220,7 @@ ghmc = Kernel(
     _draw,
     exact=True,
     target_acceptance_rate=ACCEPTANCE,
-    state=_at_rest,
+    state=at_rest,
     doc=r"""Generalised Hamiltonian Monte Carlo: one leapfrog step and a partial refreshment.
 
 .. math::

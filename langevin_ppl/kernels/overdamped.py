@@ -6,7 +6,7 @@ are the two ways to put the factors together; the names below are compositions o
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -18,24 +18,53 @@ from langevin_ppl.kernels.kernel import (
     KernelInfo,
     KernelState,
     Transition,
+    absorbing,
+    centred,
     draw_noise,
 )
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
-from langevin_ppl.taming import (
-    Taming,
-    coordinatewise,
-    norm,
-    normwise,
-    polynomial,
-    taming_loss,
-    untamed,
-)
-from langevin_ppl.tree import all_finite, ravel
+from langevin_ppl.taming import Taming, norm, taming_loss, untamed
+from langevin_ppl.tree import ravel
 
-__all__ = ["mala", "mtula", "tmala", "tmalac", "tula", "tulac", "ula"]
+__all__ = ["irreversible", "leimkuhler_matthews", "mala", "ula"]
 
 MALA_ACCEPTANCE = 0.574
 """Optimal acceptance rate of MALA in high dimension (Roberts, Rosenthal 1998)."""
+
+ULA_STEP_SIZE = 0.1
+"""Largest automatic step size of an unadjusted kernel whose bias is of the first order, in the
+whitened frame: on a Gaussian ULA's standard deviation is then 1 / sqrt(1 - 0.1 / 2), 2.6 % too
+large."""
+
+LM_STEP_SIZE = 0.2
+"""The same for Leimkuhler and Matthews' scheme, whose bias is of the second order."""
+
+
+class CorrelatedState(NamedTuple):
+    """State of a chain whose noises overlap from step to step.
+
+    Attributes
+    ----------
+    position, logdensity, logdensity_grad, step, memory
+        As in `KernelState`.
+    noise
+        Normals of the last step, shape ``[dimension]``.
+    """
+
+    position: Position
+    logdensity: Array
+    logdensity_grad: Position
+    step: Array
+    memory: Any
+    noise: Array
+
+
+def _with_noise(
+    position: Position, logdensity: Array, logdensity_grad: Position, step: Array, memory: Any
+) -> CorrelatedState:
+    return CorrelatedState(
+        position, logdensity, logdensity_grad, step, memory, jnp.zeros_like(ravel(position)[0])
+    )
 
 
 class _Drift(NamedTuple):
@@ -51,9 +80,11 @@ def _drift(
     frame: Preconditioner,
     taming: Taming,
     step_size: ArrayLike,
+    location: ArrayLike = 0.0,
 ) -> _Drift:
     gradient = frame.transpose(ravel(logdensity_grad)[0])
-    return _Drift(gradient, taming(gradient, frame.solve(ravel(position)[0]), step_size))
+    z = frame.solve(centred("langevin_ppl.kernels", ravel(position)[0], location))
+    return _Drift(gradient, taming(gradient, z, step_size))
 
 
 def _loss(taming: Taming, drift: _Drift) -> Array | None:
@@ -78,6 +109,39 @@ def _move(
     return KernelState(position, estimate.logdensity, estimate.gradient, state.step + 1, memory)
 
 
+def _reported[State: (KernelState, CorrelatedState)](
+    new: State, loss: Array | None = None
+) -> tuple[State, KernelInfo]:
+    """State and info of an unadjusted step."""
+    new_gradient = ravel(new.logdensity_grad)[0]
+    position, finite = absorbing(new.position, new.logdensity, new_gradient)
+    info = KernelInfo(
+        is_divergent=~finite,
+        logdensity=new.logdensity,
+        grad_norm=norm(new_gradient),
+        taming_loss=loss,
+    )
+    return new._replace(position=position), info
+
+
+def tamed_step(
+    taming: Taming,
+    randomness: Randomness,
+    state: KernelState,
+    gradient: GradientEstimator,
+    step_size: ArrayLike,
+    inverse_mass_matrix: ArrayLike | Preconditioner,
+    temperature: ArrayLike,
+    location: ArrayLike = 0.0,
+) -> tuple[KernelState, KernelInfo]:
+    """Move by one tamed Euler-Maruyama step; a taming by position is one about the location."""
+    noise, batch = randomness
+    frame = preconditioner(inverse_mass_matrix, noise.size)
+    drift = _drift(state.position, state.logdensity_grad, frame, taming, step_size, location)
+    new = _move(state, drift, noise, batch, gradient, frame, step_size, temperature)
+    return _reported(new, _loss(taming, drift))
+
+
 def unadjusted(taming: Taming) -> Transition:
     """Move by one tamed Euler-Maruyama step."""
 
@@ -89,22 +153,9 @@ def unadjusted(taming: Taming) -> Transition:
         inverse_mass_matrix: ArrayLike | Preconditioner = 1.0,
         temperature: ArrayLike = 1.0,
     ) -> tuple[KernelState, KernelInfo]:
-        noise, batch = randomness
-        frame = preconditioner(inverse_mass_matrix, noise.size)
-        drift = _drift(state.position, state.logdensity_grad, frame, taming, step_size)
-        new = _move(state, drift, noise, batch, gradient, frame, step_size, temperature)
-        flat, unravel = ravel(new.position)
-        new_gradient = ravel(new.logdensity_grad)[0]
-        finite = all_finite(flat, new.logdensity, new_gradient)
-        # Absorbing: once the numbers are lost, no later step may look as if it had recovered.
-        new = new._replace(position=unravel(jnp.where(finite, flat, jnp.nan)))
-        info = KernelInfo(
-            is_divergent=~finite,
-            logdensity=new.logdensity,
-            grad_norm=norm(new_gradient),
-            taming_loss=_loss(taming, drift),
+        return tamed_step(
+            taming, randomness, state, gradient, step_size, inverse_mass_matrix, temperature
         )
-        return new, info
 
     return transition
 
@@ -149,27 +200,65 @@ def metropolised(taming: Taming) -> Transition:
     return transition
 
 
-def _polynomially_tamed(
+def _correlated(
+    randomness: Randomness,
+    state: CorrelatedState,
+    gradient: GradientEstimator,
+    step_size: ArrayLike,
+    inverse_mass_matrix: ArrayLike | Preconditioner = 1.0,
+    temperature: ArrayLike = 1.0,
+) -> tuple[CorrelatedState, KernelInfo]:
+    """Move by an Euler-Maruyama step whose noise is the mean of two, each used twice."""
+    noise, batch = randomness
+    frame = preconditioner(inverse_mass_matrix, noise.size)
+    *common, before = state
+    overdamped = KernelState(*common)
+    drift = _drift(state.position, state.logdensity_grad, frame, untamed, step_size)
+    # The first step has no noise before its own.
+    mean = jnp.where(state.step == 0, noise, 0.5 * (before + noise))
+    new = _move(overdamped, drift, mean, batch, gradient, frame, step_size, temperature)
+    return _reported(CorrelatedState(*new, noise.astype(before.dtype)))
+
+
+def _skewed(
     randomness: Randomness,
     state: KernelState,
     gradient: GradientEstimator,
     step_size: ArrayLike,
     inverse_mass_matrix: ArrayLike | Preconditioner = 1.0,
     temperature: ArrayLike = 1.0,
-    power: ArrayLike = 2.0,
+    skew: ArrayLike = 1.0,
 ) -> tuple[KernelState, KernelInfo]:
-    """Move by an unadjusted step whose taming has a parameter of its own."""
-    transition = unadjusted(polynomial(power))
-    return transition(randomness, state, gradient, step_size, inverse_mass_matrix, temperature)
+    """Move by an Euler-Maruyama step whose drift also runs along the level sets."""
+
+    def turned(gradient: Array, position: Array, step_size: ArrayLike) -> Array:
+        return gradient + rotated(gradient, skew)
+
+    noise, batch = randomness
+    frame = preconditioner(inverse_mass_matrix, noise.size)
+    drift = _drift(state.position, state.logdensity_grad, frame, turned, step_size)
+    return _reported(_move(state, drift, noise, batch, gradient, frame, step_size, temperature))
 
 
-_draw_metropolis = functools.partial(draw_noise, extra=2)
+def rotated(vector: Array, skew: ArrayLike) -> Array:
+    """Product of an antisymmetric matrix and a vector.
+
+    Of a scalar, the matrix that turns the coordinates 0 and 1, 2 and 3, ... into each other.
+    """
+    if jnp.ndim(skew) == 2:
+        return jnp.asarray(skew) @ vector
+    paired = vector[: vector.size // 2 * 2].reshape(-1, 2)
+    turned = jnp.stack([paired[:, 1], -paired[:, 0]], axis=1).reshape(-1)
+    return jnp.multiply(skew, jnp.pad(turned, (0, vector.size % 2)))
+
+
+draw_metropolis = functools.partial(draw_noise, extra=2)
 
 
 mala = Kernel(
     f"{__name__}.mala",
     metropolised(untamed),
-    _draw_metropolis,
+    draw_metropolis,
     exact=True,
     target_acceptance_rate=MALA_ACCEPTANCE,
     doc=r"""Metropolis-adjusted Langevin algorithm.
@@ -206,76 +295,13 @@ Array(True, dtype=bool)
 )
 
 
-tmala = Kernel(
-    f"{__name__}.tmala",
-    metropolised(normwise),
-    _draw_metropolis,
-    exact=True,
-    target_acceptance_rate=MALA_ACCEPTANCE,
-    doc=r"""Tamed MALA: the step of `tula` as a Metropolis proposal.
-
-Targets :math:`p^{1/T}` exactly, and moves where the gradient is so large that the proposals
-of `mala` would all be rejected. One gradient a step.
-
-Parameters
-----------
-step_size, inverse_mass_matrix, temperature
-    As in `mala`.
-
-References
-----------
-Brosse, Durmus, Moulines, Sabanis, *The tamed unadjusted Langevin algorithm* (2019),
-arXiv:1710.05559.
-
-Examples
---------
->>> import jax, jax.numpy as jnp, langevin_ppl as lp
->>> algorithm = lp.tmala(lambda x: -0.25 * jnp.sum(x**4), step_size=0.1)
->>> state = algorithm.init(jnp.full(2, 100.0))
->>> state, info = jax.jit(algorithm.step)(jax.random.key(0), state)
->>> info.taming_loss > 0.9
-Array(True, dtype=bool)
-""",
-)
-
-
-tmalac = Kernel(
-    f"{__name__}.tmalac",
-    metropolised(coordinatewise),
-    _draw_metropolis,
-    exact=True,
-    target_acceptance_rate=MALA_ACCEPTANCE,
-    doc=r"""Coordinate-wise tamed MALA: the step of `tulac` as a Metropolis proposal.
-
-Targets :math:`p^{1/T}` exactly. One gradient a step.
-
-Parameters
-----------
-step_size, inverse_mass_matrix, temperature
-    As in `mala`.
-
-References
-----------
-Brosse et al. (2019), arXiv:1710.05559.
-
-Examples
---------
->>> import jax, jax.numpy as jnp, langevin_ppl as lp
->>> algorithm = lp.tmalac(lambda x: -0.25 * jnp.sum(x**4), step_size=0.1)
->>> state = algorithm.init(jnp.array([100.0, 0.0]))
->>> state, info = jax.jit(algorithm.step)(jax.random.key(0), state)
->>> info.is_divergent
-Array(False, dtype=bool)
-""",
-)
-
-
 ula = Kernel(
     f"{__name__}.ula",
     unadjusted(untamed),
     draw_noise,
     exact=False,
     tuner=mala,
+    max_step_size=ULA_STEP_SIZE,
     doc=r"""Unadjusted Langevin algorithm.
 
 .. math:: x' = x + h C \nabla \log p(x) + \sqrt{2 h T} L \xi, \qquad C = L L^T.
@@ -307,19 +333,24 @@ Examples
 )
 
 
-tula = Kernel(
-    f"{__name__}.tula",
-    unadjusted(normwise),
+leimkuhler_matthews = Kernel(
+    f"{__name__}.leimkuhler_matthews",
+    _correlated,
     draw_noise,
     exact=False,
-    tuner=tmala,
-    doc=r"""Tamed unadjusted Langevin algorithm, norm-wise.
+    tuner=mala,
+    max_step_size=LM_STEP_SIZE,
+    order=2,
+    state=_with_noise,
+    doc=r"""Leimkuhler and Matthews' overdamped scheme: every noise is used in two steps.
 
-.. math:: x' = x + h \frac{G}{1 + h \|G\|} + \sqrt{2 h T} \xi, \qquad G = \nabla \log p(x),
+.. math::
 
-in the frame of the inverse mass matrix. Survives gradients that grow like any polynomial,
-at the price of a bias of weak order :math:`h` that is larger than `ula`'s: see
-``taming_loss``. Best as a burn-in, followed by `tmala` or `mala`. One gradient a step.
+    x_{k+1} = x_k + h C \nabla \log p(x_k) + \sqrt{h T / 2} \, L (\xi_k + \xi_{k+1}),
+    \qquad C = L L^T.
+
+Targets :math:`p^{1/T}` with a bias of order :math:`h^2`, and none at all on Gaussians, for the
+price of `ula`: it is `baoab` at infinite friction. One gradient a step.
 
 Parameters
 ----------
@@ -328,14 +359,15 @@ step_size, inverse_mass_matrix, temperature
 
 References
 ----------
-Brosse, Durmus, Moulines, Sabanis, *The tamed unadjusted Langevin algorithm*, Stochastic
-Processes and their Applications 129 (2019), arXiv:1710.05559.
+Leimkuhler, Matthews, *Rational construction of stochastic numerical methods for molecular
+sampling* (2013), arXiv:1203.5428; Leimkuhler, Matthews, Tretyakov, *On the long-time integration
+of stochastic gradient systems* (2014), arXiv:1402.2797.
 
 Examples
 --------
 >>> import jax, jax.numpy as jnp, langevin_ppl as lp
->>> algorithm = lp.tula(lambda x: -0.25 * jnp.sum(x**4), step_size=0.1)
->>> state = algorithm.init(jnp.full(2, 1e6))
+>>> algorithm = lp.leimkuhler_matthews(lambda x: -0.5 * jnp.sum(x**2), step_size=0.2)
+>>> state = algorithm.init(jnp.zeros(3))
 >>> state, info = jax.jit(algorithm.step)(jax.random.key(0), state)
 >>> info.is_divergent
 Array(False, dtype=bool)
@@ -343,72 +375,40 @@ Array(False, dtype=bool)
 )
 
 
-tulac = Kernel(
-    f"{__name__}.tulac",
-    unadjusted(coordinatewise),
+irreversible = Kernel(
+    f"{__name__}.irreversible",
+    _skewed,
     draw_noise,
     exact=False,
-    tuner=tmalac,
-    doc=r"""Tamed unadjusted Langevin algorithm, coordinate-wise.
+    tuner=mala,
+    max_step_size=ULA_STEP_SIZE,
+    doc=r"""Irreversible unadjusted Langevin algorithm.
 
-.. math:: x_i' = x_i + h \frac{G_i}{1 + h |G_i|} + \sqrt{2 h T} \xi_i,
+.. math:: x' = x + h L (I + J) L^T \nabla \log p(x) + \sqrt{2 h T} L \xi, \qquad J^T = -J.
 
-in the frame of the inverse mass matrix. Less biased than `tula` where few coordinates have
-large gradients. One gradient a step.
+The drift also runs along the level sets of the density, which keeps the stationary law of the
+diffusion and never slows it. Targets :math:`p^{1/T}` with a bias of order :math:`h`, larger than
+`ula`'s at the same step. One gradient a step.
 
 Parameters
 ----------
 step_size, inverse_mass_matrix, temperature
     As in `mala`.
+skew
+    ``J``, an antisymmetric matrix ``[dimension, dimension]`` in the frame of the inverse mass
+    matrix, or a scalar: that times the rotation of the coordinates 0 and 1, 2 and 3, and so on,
+    into each other.
 
 References
 ----------
-Brosse et al. (2019), arXiv:1710.05559.
+Hwang, Hwang-Ma, Sheu, *Accelerating Gaussian diffusions* (1993); Duncan, Lelievre, Pavliotis,
+*Variance reduction using nonreversible Langevin samplers* (2016), arXiv:1506.04934.
 
 Examples
 --------
 >>> import jax, jax.numpy as jnp, langevin_ppl as lp
->>> algorithm = lp.tulac(lambda x: -0.25 * jnp.sum(x**4), step_size=0.1)
->>> state = algorithm.init(jnp.array([100.0, 0.0]))
->>> state, info = jax.jit(algorithm.step)(jax.random.key(0), state)
->>> info.is_divergent
-Array(False, dtype=bool)
-""",
-)
-
-
-mtula = Kernel(
-    f"{__name__}.mtula",
-    _polynomially_tamed,
-    draw_noise,
-    exact=False,
-    tuner=tmala,
-    doc=r"""Modified tamed unadjusted Langevin algorithm.
-
-.. math:: x' = x + h \frac{G}{\sqrt{1 + h \|x\|^{2 r}}} + \sqrt{2 h T} \xi,
-
-in the frame of the inverse mass matrix. Wasserstein-1 bias of order :math:`h`, also for
-nonconvex potentials. One gradient a step. Where the gradient does not grow like the power
-asked for, the taming bites at ordinary positions and the bias is large: read ``taming_loss``.
-
-Parameters
-----------
-step_size, inverse_mass_matrix, temperature
-    As in `mala`.
-power
-    ``r``: the gradient's local Lipschitz constant grows like :math:`\|x\|^r`; 2 for quartic
-    potentials, 0 for quadratic ones.
-
-References
-----------
-Neufeld, Ng, Zhang, *Non-asymptotic convergence bounds for modified tamed unadjusted
-Langevin algorithm in non-convex setting* (2022), arXiv:2207.02600.
-
-Examples
---------
->>> import jax, jax.numpy as jnp, langevin_ppl as lp
->>> algorithm = lp.mtula(lambda x: -0.25 * jnp.sum(x**2) ** 2, step_size=0.01)
->>> state = algorithm.init(jnp.full(2, 100.0))
+>>> algorithm = lp.irreversible(lambda x: -0.5 * jnp.sum(x**2), step_size=0.1, skew=2.0)
+>>> state = algorithm.init(jnp.ones(4))
 >>> state, info = jax.jit(algorithm.step)(jax.random.key(0), state)
 >>> info.is_divergent
 Array(False, dtype=bool)

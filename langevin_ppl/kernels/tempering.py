@@ -1,0 +1,302 @@
+"""Temperature as a way between modes: replicas at several of them, or one that falls."""
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from langevin_ppl import metropolis
+from langevin_ppl.base import Array, GradientEstimator, Position, PRNGKey, Randomness
+from langevin_ppl.kernels.kernel import Kernel, KernelInfo
+from langevin_ppl.tree import ravel
+
+__all__ = ["ReplicaInfo", "ReplicaState", "annealed", "parallel_tempering"]
+
+
+class ReplicaState(NamedTuple):
+    """State of replicas at several temperatures.
+
+    Attributes
+    ----------
+    position, logdensity, logdensity_grad, step, memory
+        Those of the replica at the first temperature, as in `KernelState`.
+    replicas
+        States of the kernel at all temperatures, leading axis ``temperature``.
+    """
+
+    position: Position
+    logdensity: Array
+    logdensity_grad: Position
+    step: Array
+    memory: Any
+    replicas: Any
+
+
+class ReplicaInfo(NamedTuple):
+    """What a step of parallel tempering reports.
+
+    Attributes
+    ----------
+    is_divergent, logdensity, grad_norm, taming_loss, acceptance_rate, is_accepted
+        Of the replica at the first temperature, before it was swapped, as in `KernelInfo`; the
+        log density is that after the swap.
+    swap_rate
+        Probability with which each pair of neighbours was swapped, shape ``[temperature - 1]``;
+        NaN where its turn is in the next step.
+    """
+
+    is_divergent: Array
+    logdensity: Array
+    grad_norm: Array
+    taming_loss: Array | None
+    acceptance_rate: Array | None
+    is_accepted: Array | None
+    swap_rate: Array
+
+
+def _ladder(temperatures: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(value) for value in np.ravel(np.asarray(temperatures, float)))
+    rising = all(low < high < np.inf for low, high in zip(values, values[1:], strict=False))
+    if len(values) < 2 or values[0] != 1.0 or not rising:
+        raise ValueError(
+            "parallel_tempering: expected at least two temperatures that begin with 1 and rise, "
+            f"for example [1, 2, 4, 8], got {list(values)}."
+        )
+    return values
+
+
+def _without_temperature(kernel: Kernel) -> list[inspect.Parameter]:
+    """Parameters of a transition of the kernel at temperatures that are set."""
+    keep = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    leading = [inspect.Parameter(n, keep) for n in ("randomness", "state", "gradient")]
+    return leading + [
+        inspect.Parameter(name, keep, default=default)
+        for name, default in kernel.parameters.items()
+        if name != "temperature"
+    ]
+
+
+def _check(what: str, kernel: Any) -> None:
+    if not isinstance(kernel, Kernel) or "temperature" not in kernel.parameters:
+        raise TypeError(
+            f"{what}: expected a kernel of langevin_ppl with a temperature, got {kernel!r}. For "
+            "BlackJAX's there is blackjax.adaptive_tempered_smc."
+        )
+
+
+def parallel_tempering(kernel: Kernel, temperatures: Sequence[float]) -> Kernel:
+    r"""Run replicas of a kernel at several temperatures, and swap neighbours.
+
+    The replica at temperature ``T`` samples :math:`p^{1/T}` by the kernel. After every step,
+    neighbours at temperatures :math:`S < T` exchange their places with probability
+    :math:`\min(1, (p(x_T) / p(x_S))^{1/S - 1/T})`: pairs (0, 1), (2, 3), ... after even steps and
+    (1, 2), (3, 4), ... after odd ones, which carries replicas through the ladder faster than
+    choosing pairs at random. The draws are those at temperature 1, and their law is exact where
+    the kernel's is.
+
+    Parameters
+    ----------
+    kernel
+        A kernel of this library whose step ends at a gradient.
+    temperatures
+        A rising ladder that begins with 1. Swap rates between 0.2 and 0.6 are good; the info's
+        ``swap_rate`` has them, and so has ``sample_stats``.
+
+    Returns
+    -------
+    Kernel
+        Its parameters are those of the kernel but the temperature. They are tuned at temperature
+        1 and fit the others: on a Gaussian the acceptance rate does not depend on temperature.
+
+    Raises
+    ------
+    TypeError
+        If the kernel has no temperature.
+    ValueError
+        If the temperatures are no such ladder, or the kernel's steps do not end at a gradient.
+
+    References
+    ----------
+    Geyer (1991); Syed, Bouchard-Cote, Deligiannidis, Doucet, *Non-reversible parallel tempering: a
+    scalable highly parallel MCMC scheme* (2022), arXiv:1905.02939, for the alternation.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, langevin_ppl as lp
+    >>> wells = lambda x: jnp.logaddexp(-8.0 * (x[0] - 2) ** 2, -8.0 * (x[0] + 2) ** 2)
+    >>> kernel = lp.parallel_tempering(lp.mala, [1, 4, 16, 64])
+    >>> algorithm = kernel(wells, step_size=0.05)
+    >>> state, info = algorithm.step(jax.random.key(0), algorithm.init(jnp.ones(1)))
+    >>> info.swap_rate.shape
+    (3,)
+    """
+    _check("parallel_tempering", kernel)
+    return _parallel(kernel, _ladder(temperatures))
+
+
+@functools.cache
+def _parallel(kernel: Kernel, temperatures: tuple[float, ...]) -> Kernel:
+    number = len(temperatures)
+    betas = 1.0 / np.asarray(temperatures)
+
+    def state(
+        position: Position, logdensity: Array, logdensity_grad: Position, step: Array, memory: Any
+    ) -> ReplicaState:
+        one = kernel.state(position, logdensity, logdensity_grad, step, memory)
+        replicas = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *jnp.shape(x))), one)
+        return ReplicaState(position, logdensity, logdensity_grad, step, memory, replicas)
+
+    def draw(rng_key: PRNGKey, state: ReplicaState, gradient: GradientEstimator) -> Randomness:
+        key_swap, *keys = jax.random.split(rng_key, number + 1)
+        cold = jax.tree.map(lambda leaf: leaf[0], state.replicas)
+        draws = [kernel.draw(key, cold, gradient) for key in keys]
+        # One batch for all, so that replicas are swapped by the same density.
+        noise = jnp.stack([each.noise for each in draws])
+        return Randomness((noise, jax.random.uniform(key_swap, (number - 1,))), draws[0].batch)
+
+    def transition(
+        randomness: Randomness, state: ReplicaState, gradient: GradientEstimator, **parameters: Any
+    ) -> tuple[ReplicaState, ReplicaInfo]:
+        noise, uniforms = randomness.noise
+        dtype = jnp.asarray(state.logdensity).dtype
+
+        def move(noise: Array, replica: Any, temperature: Array) -> tuple[Any, KernelInfo]:
+            return kernel.transition(
+                Randomness(noise, randomness.batch),
+                replica,
+                gradient,
+                temperature=temperature,
+                **parameters,
+            )
+
+        ladder = jnp.asarray(temperatures, dtype)
+        replicas, infos = jax.vmap(move)(noise, state.replicas, ladder)
+        replicas, rates = _swapped(replicas, uniforms, jnp.asarray(betas, dtype), state.step)
+        cold = jax.tree.map(lambda leaf: leaf[0], replicas)
+        info = jax.tree.map(lambda leaf: leaf[0], infos)
+        new = ReplicaState._make((*cold[:5], replicas))
+        return new, ReplicaInfo._make((*info._replace(logdensity=cold.logdensity), rates))
+
+    transition.__signature__ = inspect.Signature(_without_temperature(kernel))  # pyright: ignore[reportFunctionMemberAccess]
+    if not kernel.ends_at_gradient:
+        raise ValueError(
+            f"parallel_tempering: a step of {kernel!r} does not end at a gradient, so that the log "
+            "density, by which replicas are swapped, is not known there. Use langevin_ppl.baoab."
+        )
+    return Kernel(
+        f"{__name__}.parallel_tempering({kernel!r}, {list(temperatures)})".replace(".0", ""),
+        transition,
+        draw,
+        exact=kernel.exact,
+        target_acceptance_rate=kernel.target_acceptance_rate,
+        tuner=kernel.tuner,
+        tuner_share=1.0 if kernel.tuner is kernel else kernel.tuner_share,
+        max_step_size=kernel.max_step_size,
+        order=kernel.order,
+        gradients_per_step=number * kernel.gradients_per_step,
+        recipe=(parallel_tempering, (kernel, temperatures)),
+        state=state,
+        doc=f"Replicas of {kernel!r} at the temperatures {list(temperatures)}.",
+    )
+
+
+def _swapped(replicas: Any, uniforms: Array, betas: Array, step: Array) -> tuple[Any, Array]:
+    """Swap every second pair of neighbours; replicas and the rate of each pair."""
+    values = replicas.logdensity
+    pairs = jnp.arange(betas.size - 1)
+    turn = pairs % 2 == step % 2
+    log_ratio = (betas[:-1] - betas[1:]) * (values[1:] - values[:-1])
+    decision = metropolis.decide(log_ratio, jnp.log(uniforms))
+    swap = turn & decision.is_accepted
+    places = jnp.arange(betas.size)
+    places = places.at[:-1].add(swap.astype(places.dtype))
+    places = places.at[1:].add(-swap.astype(places.dtype))
+    moved = jax.tree.map(lambda leaf: leaf[places], replicas)
+    if hasattr(moved, "momentum"):
+        # A momentum belongs to its temperature.
+        scale = jnp.sqrt(betas[places] / betas)
+        moved = moved._replace(momentum=scale[:, None] * moved.momentum)
+    return moved, jnp.where(turn, decision.acceptance_rate, jnp.nan)
+
+
+def annealed(kernel: Kernel, start: float, num_steps: int) -> Kernel:
+    r"""Run a kernel at a temperature that falls to 1.
+
+    Step ``k`` is made at temperature :math:`T_0^{1 - k / n}`, and from step ``n`` on at 1: a
+    burn-in that crosses barriers before it settles. In `langevin_ppl.sample` it runs during
+    warm-up, which must be at least twice as long: the second half tunes at temperature 1.
+
+    Parameters
+    ----------
+    kernel
+        A kernel of this library.
+    start
+        First temperature, above 1.
+    num_steps
+        ``n``: steps until the temperature is 1.
+
+    Returns
+    -------
+    Kernel
+        Its parameters are those of the kernel but the temperature.
+
+    Raises
+    ------
+    TypeError
+        If the kernel has no temperature.
+    ValueError
+        If ``start`` is not above 1 or ``num_steps`` not positive.
+
+    References
+    ----------
+    Kirkpatrick, Gelatt, Vecchi, *Optimization by simulated annealing* (1983).
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, langevin_ppl as lp
+    >>> kernel = lp.annealed(lp.mala, start=100.0, num_steps=200)
+    >>> target = lp.density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
+    >>> idata = lp.sample(jax.random.key(0), target, kernel, num_warmup=400, num_samples=500)
+    >>> idata.attrs["exact"]
+    1
+    """
+    _check("annealed", kernel)
+    if not (np.isfinite(start) and start > 1.0):
+        raise ValueError(f"annealed: expected a start above 1, got {start!r}.")
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer) or num_steps < 1:
+        raise ValueError(f"annealed: expected a positive whole num_steps, got {num_steps!r}.")
+    return _falling(kernel, float(start), int(num_steps))
+
+
+@functools.cache
+def _falling(kernel: Kernel, start: float, num_steps: int) -> Kernel:
+    def transition(
+        randomness: Randomness, state: Any, gradient: GradientEstimator, **parameters: Any
+    ) -> tuple[Any, Any]:
+        dtype = ravel(state.position)[0].dtype
+        left = jnp.maximum(1.0 - state.step / num_steps, 0.0).astype(dtype)
+        temperature = jnp.power(jnp.asarray(start, dtype), left)
+        return kernel.transition(randomness, state, gradient, temperature=temperature, **parameters)
+
+    transition.__signature__ = inspect.Signature(_without_temperature(kernel))  # pyright: ignore[reportFunctionMemberAccess]
+    return Kernel(
+        f"{__name__}.annealed({kernel!r}, {start:g}, {num_steps})",
+        transition,
+        kernel.draw,
+        exact=kernel.exact,
+        target_acceptance_rate=kernel.target_acceptance_rate,
+        tuner=None if kernel.tuner is kernel else _falling(kernel.tuner, start, num_steps),
+        tuner_share=kernel.tuner_share,
+        max_step_size=kernel.max_step_size,
+        order=kernel.order,
+        gradients_per_step=kernel.gradients_per_step,
+        ends_at_gradient=kernel.ends_at_gradient,
+        burn_in=num_steps,
+        recipe=(annealed, (kernel, start, num_steps)),
+        state=kernel.state,
+        doc=f"{kernel!r} at a temperature that falls from {start:g} to 1 in {num_steps} steps.",
+    )
