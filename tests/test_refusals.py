@@ -90,7 +90,7 @@ def subsampled(y):
 @pytest.mark.parametrize(
     ("target", "parts"),
     [
-        (lp.target(discrete, Y), ["Discrete latent site 'cluster'", "MixtureSameFamily"]),
+        (lp.target(discrete, Y), ["All latent sites are discrete ('cluster')", "DiscreteGibbs"]),
         (lp.target(discrete_event), ["Discrete latent site 'k'", "gradients"]),
         (lp.target(all_observed, Y), ["no latent site", "condition on too much"]),
         (lp.target(nothing), ["no latent site"]),

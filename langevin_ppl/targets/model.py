@@ -134,9 +134,18 @@ class ModelTarget(BaseTarget):
         )
 
     @property
+    def summed_out(self) -> tuple[str, ...]:
+        """Names of discrete latent sites, which the log density sums out."""
+        return self.structure.enumerated
+
+    @property
     def logdensity_fn(self) -> LogDensity:
-        """Log density on unconstrained space, as a pytree function whose leaves are the data."""
-        return Partial(programs.ModelLogDensity(self._code), *self._data)
+        """Log density on unconstrained space, as a pytree function whose leaves are the data.
+
+        Discrete latent sites are summed out.
+        """
+        nesting = self.structure.nesting if self.summed_out else None
+        return Partial(programs.ModelLogDensity(self._code, nesting), *self._data)
 
     @property
     def prototype(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -197,15 +206,17 @@ class ModelTarget(BaseTarget):
         batch_ndims
             Number of leading axes, 2 for ``[chain, draw]``.
         """
-        return programs.constrain(self._code, *self._data, position, batch_ndims)
+        hidden = self.structure.hidden
+        return programs.constrain(self._code, *self._data, position, batch_ndims, hidden)
 
     def predict(
         self, rng_key: PRNGKey, samples: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
         """Draw the observed sites anew for every posterior draw.
 
-        Those count that ``obs=`` or ``handlers.condition`` observes. Inside ``scan``, a path that
-        goes on from what was observed is drawn anew from its beginning.
+        Those count that ``obs=`` or ``handlers.condition`` observes. Discrete sites that were
+        summed out are drawn first, given the draw and the data. Inside ``scan``, a path that goes
+        on from what was observed is drawn anew from its beginning.
 
         Parameters
         ----------
@@ -227,6 +238,16 @@ class ModelTarget(BaseTarget):
             # What is observed in the new call may differ: y=None is how NumPyro users predict.
             code, arrays = bind(self._code.model, args, kwargs, self.options.static)
         latent = {name: jnp.asarray(samples[name]) for name in self.structure.prototype}
+        if self.summed_out:
+            if args or kwargs:
+                raise ValueError(
+                    f"{self.description}: discrete sites are drawn given the data of the target, "
+                    "and have no values at new data. Leave the arguments out."
+                )
+            rng_key, key_discrete = jax.random.split(rng_key)
+            latent |= programs.draw_discrete(
+                code, arrays, self._data[1], key_discrete, latent, self.summed_out
+            )
         return programs.predict(code, arrays, self._data[1], rng_key, latent, observed)
 
     def predict_prior(self, rng_key: PRNGKey, num_samples: int) -> dict[str, Array]:
@@ -251,7 +272,19 @@ class ModelTarget(BaseTarget):
         return {name: value[None] for name, value in draws.items()}
 
     def log_likelihood(self, samples: Mapping[str, Any]) -> dict[str, Array]:
-        """Pointwise log likelihood of the observed sites, each of shape ``[chain, draw, ...]``."""
+        """Pointwise log likelihood of the observed sites, each of shape ``[chain, draw, ...]``.
+
+        Raises
+        ------
+        ValueError
+            If the model has discrete latent sites: given a draw of them, the likelihood is another.
+        """
+        if self.summed_out:
+            raise ValueError(
+                f"{self.description}: no pointwise log likelihood, because discrete sites "
+                f"({', '.join(self.summed_out)}) are summed out for all rows together. "
+                "Write the mixture by numpyro.distributions.MixtureSameFamily, which has one."
+            )
         latent = {name: jnp.asarray(samples[name]) for name in self.structure.prototype}
         terms = programs.pointwise_log_likelihood(self._code, *self._data, latent)
         return {name: terms[name] for name in self.structure.observed}

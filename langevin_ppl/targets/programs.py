@@ -28,6 +28,7 @@ __all__ = [
     "Strategy",
     "Uniform",
     "constrain",
+    "draw_discrete",
     "fixed_values",
     "observed_values",
     "pointwise_log_likelihood",
@@ -39,15 +40,24 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class ModelLogDensity:
-    """Log density of a model, hashable; its data come as arguments."""
+    """Log density of a model, hashable; its data come as arguments.
+
+    Attributes
+    ----------
+    code
+        The model.
+    nesting
+        Where discrete latent sites are summed out, how deep plates are nested; None without any.
+    """
 
     code: Code
+    nesting: int | None = None
 
     def __call__(
         self, arrays: tuple[Array, ...], fixed: dict[str, Any], position: Position
     ) -> Array:
         """Evaluate it at an unconstrained position."""
-        return _logdensity(self.code, arrays, fixed, position)
+        return _logdensity(self.code, self.nesting, arrays, fixed, position)
 
 
 class _ConstantKey(Messenger):
@@ -86,28 +96,40 @@ def _prepare(
     return _ConstantKey(model), *code.arguments(arrays)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _logdensity(
-    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], position: Position
+    code: Code,
+    nesting: int | None,
+    arrays: tuple[Array, ...],
+    fixed: dict[str, Any],
+    position: Position,
 ) -> Array:
-    return jnp.negative(potential_energy(*_prepare(code, arrays, fixed), position))
+    model, args, kwargs = _prepare(code, arrays, fixed)
+    if nesting is None:
+        return jnp.negative(potential_energy(model, args, kwargs, position))
+    from numpyro.contrib.funsor import config_enumerate, enum
+
+    model = enum(config_enumerate(model), -nesting - 1)
+    return jnp.negative(potential_energy(model, args, kwargs, position, enum=True))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def constrain(
     code: Code,
     arrays: tuple[Array, ...],
     fixed: dict[str, Any],
     position: Position,
     batch_ndims: int,
+    hidden: frozenset[str] = frozenset(),
 ) -> dict[str, Array]:
-    """Constrained sites and deterministics."""
-    return constrain_fn(
-        *_prepare(code, arrays, fixed),
-        position,
-        return_deterministic=True,
-        batch_ndims=batch_ndims,
+    """Constrained sites and deterministics, but for those that are hidden."""
+    model, args, kwargs = _prepare(code, arrays, fixed)
+    # Only discrete sites, and what hangs on them, could see this key.
+    model = handlers.seed(model, jax.random.key(0))
+    values = constrain_fn(
+        model, args, kwargs, position, return_deterministic=True, batch_ndims=batch_ndims
     )
+    return {name: value for name, value in values.items() if name not in hidden}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -142,12 +164,35 @@ def site_logdensities(
 ) -> dict[str, Array]:
     """Log density of every sample site at constrained values, summed over the site."""
     model, args, kwargs = _prepare(code, arrays, fixed)
-    trace = handlers.trace(handlers.substitute(model, data=values)).get_trace(*args, **kwargs)
+    seeded = handlers.seed(model, jax.random.key(0))
+    trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
     return {
         name: jnp.sum(site["fn"].log_prob(site["value"]))
         for name, site in trace.items()
         if site["type"] == "sample"
     }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def draw_discrete(
+    code: Code,
+    arrays: tuple[Array, ...],
+    fixed: dict[str, Any],
+    rng_key: PRNGKey,
+    latent: dict[str, Array],
+    names: tuple[str, ...],
+) -> dict[str, Array]:
+    """Discrete sites given constrained values ``[chain, draw, ...]`` and the data."""
+    model, args, kwargs = _prepare(code, arrays, fixed)
+    predictive = Predictive(
+        model,
+        latent,
+        batch_ndims=2,
+        parallel=True,
+        infer_discrete=True,
+        return_sites=list(names),
+    )
+    return predictive(rng_key, *args, **kwargs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

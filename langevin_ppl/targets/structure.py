@@ -5,11 +5,13 @@ Nothing is computed and nothing compiled here: the model runs once under ``jax.e
 
 import contextlib
 import functools
+import importlib.util
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 from numpyro import handlers
 from numpyro.distributions import Delta, Unit
 from numpyro.distributions.transforms import biject_to
@@ -40,6 +42,12 @@ class Structure(NamedTuple):
         Positions, among the arrays of the arguments, of those that are observed as they are.
     dims
         Dimension names that plates and ``infer={"event_dims": ...}`` give to variables.
+    enumerated
+        Names of discrete latent sites, which are summed out.
+    nesting
+        How deep plates are nested: the axes to the left of them are free for enumeration.
+    hidden
+        Names of deterministics that depend on discrete sites, and so have no value of their own.
     """
 
     prototype: dict[str, jax.ShapeDtypeStruct]
@@ -48,6 +56,9 @@ class Structure(NamedTuple):
     observed: tuple[str, ...]
     observed_arguments: frozenset[int]
     dims: dict[str, tuple[str, ...]]
+    enumerated: tuple[str, ...]
+    nesting: int
+    hidden: frozenset[str]
 
 
 def inspect_model(code: Code, arrays: tuple[Array, ...]) -> Structure:
@@ -63,17 +74,40 @@ def _inspect(
 ) -> Structure:
     found: list[Structure] = []
 
-    def run(rng_key: Array, arrays: tuple[Array, ...]) -> None:
+    def traced(rng_key: Array, arrays: tuple[Array, ...], values: dict[str, Array]) -> Any:
         args, kwargs = code.arguments(arrays)
         seeded = handlers.substitute(
             handlers.seed(code.model.value, rng_key), substitute_fn=init_to_uniform()
         )
-        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        found.append(_structure(trace, arrays))
+        trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
+        if not found:
+            found.append(_structure(trace, arrays))
+        of_type = {kind: {} for kind in ("sample", "deterministic")}
+        for name, site in trace.items():
+            of_type.get(site["type"], {})[name] = site["value"]
+        discrete = {name: of_type["sample"][name] for name in found[0].enumerated}
+        return discrete, of_type["deterministic"]
 
     shapes = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in avals)
-    jax.eval_shape(run, jax.random.key(0), shapes)
-    return found[0]
+    discrete, deterministics = jax.eval_shape(traced, jax.random.key(0), shapes, {})
+    if not (discrete and deterministics):
+        return found[0]
+    jaxpr = jax.make_jaxpr(lambda *given: traced(*given)[1])(jax.random.key(0), shapes, discrete)
+    reached = _reached(jaxpr.jaxpr, len(jax.tree.leaves(discrete)))
+    hidden = frozenset(
+        name for name, yes in zip(sorted(deterministics), reached, strict=True) if yes
+    )
+    dims = {name: dims for name, dims in found[0].dims.items() if name not in hidden}
+    return found[0]._replace(hidden=hidden, dims=dims)
+
+
+def _reached(jaxpr: Any, number: int) -> list[bool]:
+    """Whether each output depends on any of the last ``number`` inputs."""
+    depends = set(jaxpr.invars[len(jaxpr.invars) - number :])
+    for equation in jaxpr.eqns:
+        if any(v in depends for v in equation.invars if not isinstance(v, Literal)):
+            depends.update(equation.outvars)
+    return [not isinstance(v, Literal) and v in depends for v in jaxpr.outvars]
 
 
 def _structure(trace: dict[str, dict[str, Any]], arrays: tuple[Array, ...]) -> Structure:
@@ -82,7 +116,10 @@ def _structure(trace: dict[str, dict[str, Any]], arrays: tuple[Array, ...]) -> S
     observed = {
         k: v for k, v in samples.items() if v["is_observed"] and not isinstance(v["fn"], Unit)
     }
+    enumerated = tuple(k for k, v in latent.items() if v["fn"].support.is_discrete)
     _refuse(trace, latent)
+    latent = {k: v for k, v in latent.items() if k not in enumerated}
+    depths = [-f.dim for v in samples.values() for f in v["cond_indep_stack"] if f.dim is not None]
     prototype: dict[str, jax.ShapeDtypeStruct] = {}
     for name, site in latent.items():
         with _named(f"the support of site '{name}'"):
@@ -99,6 +136,9 @@ def _structure(trace: dict[str, dict[str, Any]], arrays: tuple[Array, ...]) -> S
             positions[id(v["value"])] for v in observed.values() if id(v["value"]) in positions
         ),
         dims={k: _site_dims(k, v) for k, v in {**latent, **observed, **deterministics}.items()},
+        enumerated=enumerated,
+        nesting=max(depths, default=0),
+        hidden=frozenset(),
     )
 
 
@@ -119,18 +159,49 @@ def _refuse(trace: dict[str, dict[str, Any]], latent: dict[str, dict[str, Any]])
             "has obs=...; did you pass the data as the argument that is observed, or condition "
             "on too much?"
         )
-    discrete = [k for k, v in latent.items() if v["fn"].support.is_discrete]
-    if discrete:
-        raise ValueError(
-            f"Discrete latent site {', '.join(map(repr, discrete))}: Langevin dynamics needs "
-            "gradients. Sum it out in the model (for a mixture, "
-            "numpyro.distributions.MixtureSameFamily), or observe it."
-        )
+    _refuse_discrete({k: v for k, v in latent.items() if v["fn"].support.is_discrete}, len(latent))
     fixed = [k for k, v in latent.items() if isinstance(_innermost(v["fn"]), Delta)]
     if fixed:
         raise ValueError(
             f"Latent site {', '.join(map(repr, fixed))} has a Delta distribution, which has no "
             "density; use numpyro.deterministic for a value that is known."
+        )
+
+
+def _refuse_discrete(discrete: dict[str, dict[str, Any]], num_latent: int) -> None:
+    """Refuse discrete latent sites that cannot be summed out."""
+    if not discrete:
+        return
+    names = ", ".join(map(repr, discrete))
+    other_ways = (
+        "Sum it out in the model (for a mixture, numpyro.distributions.MixtureSameFamily), "
+        "observe it, or sample it by numpyro.infer.DiscreteGibbs beside a kernel of "
+        "langevin_ppl.infer."
+    )
+    infinite = [k for k, v in discrete.items() if not v["fn"].has_enumerate_support]
+    if infinite:
+        raise ValueError(
+            f"Discrete latent site {', '.join(map(repr, infinite))}: Langevin dynamics needs "
+            "gradients, and its values cannot be enumerated to sum them out. "
+            "Give it a distribution with finitely many values, or marginalise it by hand."
+        )
+    marks = {k: v["infer"].get("enumerate", "parallel") for k, v in discrete.items()}
+    other = [f"'{k}' ('{mark}')" for k, mark in marks.items() if mark != "parallel"]
+    if other:
+        raise ValueError(
+            f"Discrete latent site {', '.join(other)}: expected infer={{'enumerate': 'parallel'}}, "
+            f"the one way in which values are summed out. {other_ways}"
+        )
+    if len(discrete) == num_latent:
+        raise ValueError(
+            f"All latent sites are discrete ({names}): nothing is left for Langevin dynamics to "
+            "sample. Use numpyro.infer.DiscreteGibbs, or numpyro.infer.Predictive with "
+            "infer_discrete=True."
+        )
+    if importlib.util.find_spec("funsor") is None:
+        raise ValueError(
+            f"Discrete latent site {names}: Langevin dynamics needs gradients. With funsor "
+            f"installed (pip install 'langevin-ppl[enum]') its values are summed out. {other_ways}"
         )
 
 

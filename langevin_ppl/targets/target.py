@@ -100,6 +100,11 @@ class BaseTarget:
     options: Options
 
     @property
+    def summed_out(self) -> tuple[str, ...]:
+        """Names of discrete latent sites, which the log density sums out."""
+        return ()
+
+    @property
     def logdensity_fn(self) -> LogDensity:
         """Log density on unconstrained space."""
         raise NotImplementedError
