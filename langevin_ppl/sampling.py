@@ -21,9 +21,9 @@ from langevin_ppl.arguments import (
     earlier_positions,
 )
 from langevin_ppl.base import ConvergenceWarning, DivergenceWarning, Draws, PRNGKey
-from langevin_ppl.diagnostics import Converged, Convergence, flattened, judge, summarise, watch
+from langevin_ppl.convergence import Converged, Convergence, flattened, judge, summarise, watch
 from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
-from langevin_ppl.kernels import Kernel, ghmc, split_ghmc
+from langevin_ppl.kernels import Kernel, check_burn_in, ghmc, split_ghmc
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup import DENSE_LIMIT, MAX_TAMING_LOSS, Request, Tuned, traits, tune
@@ -176,6 +176,7 @@ def sample(
         reused = initial is not None and parameters is not None
         num_warmup = 0 if reused else default_warmup(kernel, Layout.of(target.prototype))
     check_counts(0, num_warmup=num_warmup)
+    check_burn_in(kernel, num_warmup)
     check_groups(groups, target, num_warmup)
     check_labels(target)
     check_tuning(kernel, metric, target_acceptance_rate)
@@ -271,6 +272,8 @@ def _describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> di
         "incomplete": not draws.complete,
         **tuned.notes,
     }
+    if request.target.summed_out:
+        attributes["summed_out"] = list(request.target.summed_out)
     if gradients is not None and tuned.num_gradient_evaluations is not None:
         attributes["num_gradient_evaluations"] = gradients + tuned.num_gradient_evaluations
     doubt = _rounding_doubt(draws, request.layout)

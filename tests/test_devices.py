@@ -1,4 +1,4 @@
-"""Chains on two devices: the same keys and noise, the same law."""
+"""Chains on two devices: the same keys and noise, the same law, and NumPyro's parallel chains."""
 
 import subprocess
 import sys
@@ -36,6 +36,21 @@ for idata in (tuned_spread, tuned_together):
     # About 3000 effective draws: five standard errors of an sd are 6 %.
     np.testing.assert_allclose(x.std(axis=(0, 1)), [1.0, 2.0], rtol=0.06)
     assert np.all(np.abs(x.mean(axis=(0, 1))) < [0.1, 0.2])
+
+from numpyro.infer import MCMC
+from langevin_ppl import infer
+
+def potential_fn(x):
+    return 0.5 * jnp.sum((x - 3.0) ** 2)
+
+mcmc = MCMC(
+    infer.GHMC(potential_fn=potential_fn), num_warmup=200, num_samples=2000, num_chains=2,
+    chain_method="parallel", progress_bar=False,
+)
+mcmc.run(jax.random.key(0), init_params=jnp.zeros((2, 2)))
+samples = mcmc.get_samples(group_by_chain=True)
+np.testing.assert_allclose(samples.mean(axis=(0, 1)), 3.0, atol=0.15)
+assert not np.array_equal(samples[0], samples[1])
 print("same")
 """
 

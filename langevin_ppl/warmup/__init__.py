@@ -1,21 +1,30 @@
 """Warm-up: how chains are started and a kernel is tuned."""
 
-from langevin_ppl.warmup.begin import find
+from langevin_ppl.warmup.begin import Begun, begin, find
 from langevin_ppl.warmup.report import why_no_mode
 from langevin_ppl.warmup.start import DENSE_LIMIT
 from langevin_ppl.warmup.traits import Traits, parameters_of, takes_a_density, traits
-from langevin_ppl.warmup.tune import MAX_TAMING_LOSS, Request, Tuned, tune
+from langevin_ppl.warmup.tune import Request, Setup, Tuned, finding, set_up, tune, tuned_names
+from langevin_ppl.warmup.unadjusted import MAX_TAMING_LOSS, settled_step_size, taming_parameters
 
 __all__ = [
     "DENSE_LIMIT",
     "MAX_TAMING_LOSS",
+    "Begun",
     "Request",
+    "Setup",
     "Traits",
     "Tuned",
+    "begin",
     "find",
+    "finding",
     "parameters_of",
+    "set_up",
+    "settled_step_size",
     "takes_a_density",
+    "taming_parameters",
     "traits",
     "tune",
+    "tuned_names",
     "why_no_mode",
 ]

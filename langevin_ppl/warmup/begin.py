@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from langevin_ppl.base import Array, LogDensity, PRNGKey
-from langevin_ppl.compilation import ONCE, QUICK, SEARCH
+from langevin_ppl.compilation import ONCE, SEARCH
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.run import Chains, Plan
 from langevin_ppl.targets.target import Proposal, first_valid
 from langevin_ppl.warmup.moments import LOW_RANK
 from langevin_ppl.warmup.start import Search, Start, laplace_start, search_modes
+from langevin_ppl.warmup.unadjusted import settled_step_size
 
-__all__ = ["Begun", "Found", "begin", "find", "mean_taming_losses"]
+__all__ = ["Begun", "Found", "begin", "find", "settle"]
 
 
 class Found(NamedTuple):
@@ -149,22 +150,21 @@ def first_metric(plan: Plan, factor: Array | None) -> Preconditioner:
     return Preconditioner(scale, jnp.eye(d, rank, dtype=dtype), jnp.ones(rank, dtype))
 
 
-@functools.partial(jax.jit, static_argnames="plan", compiler_options=QUICK)
-def mean_taming_losses(
+@functools.partial(jax.jit, static_argnames="plan", compiler_options=ONCE)
+def settle(
     keys: PRNGKey,
     logdensity_fn: LogDensity,
     states: Any,
     parameters: dict[str, Any],
-    step_sizes: Array,
     *,
     plan: Plan,
-) -> Array | None:
-    """Taming loss at each step size, averaged over chains; None for a kernel that is not tamed."""
+) -> Array:
+    """Step size of an unadjusted kernel, from all chains together."""
+    kernel = plan.algorithm.value
 
-    def loss(step_size: Array, key: PRNGKey, state: Any) -> Array | None:
-        algorithm = plan.build(logdensity_fn, {**parameters, "step_size": step_size})
-        return algorithm.step(key, state)[1].taming_loss
+    def one(state: Any, key: PRNGKey) -> Array:
+        return settled_step_size(
+            kernel, plan.flat(logdensity_fn), state, parameters, key, axis_name="chain"
+        )
 
-    over_chains = jax.vmap(loss, in_axes=(None, 0, 0))
-    losses = jax.vmap(over_chains, in_axes=(0, None, None))(step_sizes, keys, states)
-    return None if losses is None else jnp.mean(losses, axis=1)
+    return jax.vmap(one, out_axes=None, axis_name="chain")(states, keys)

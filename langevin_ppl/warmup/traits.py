@@ -41,6 +41,8 @@ class Traits(NamedTuple):
         Whether its stationary law is the target.
     gradients_per_step
         Gradient evaluations of a step whose info does not count them; None if unknown.
+    required
+        Parameters that must be given although they have a default.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Traits(NamedTuple):
     target_acceptance_rate: float | None = None
     exact: bool = True
     gradients_per_step: int | None = None
+    required: tuple[str, ...] = ()
 
     @property
     def tunes(self) -> frozenset[str]:
@@ -77,12 +80,12 @@ _BLACKJAX = (
     Traits("coordinate_slice", gradients_per_step=0),
     Traits("additive_step_random_walk", gradients_per_step=0),
     Traits("rmh", gradients_per_step=0),
-    Traits("irmh", gradients_per_step=0),
+    # Without the density of its proposals it samples another law.
+    Traits("irmh", gradients_per_step=0, required=("proposal_logdensity_fn",)),
     Traits("dynamic_hmc"),
     Traits("dmhmc"),
     Traits("rmhmc"),
-    Traits("orbital_hmc"),
-    Traits("adjusted_mclmc"),
+    Traits("adjusted_mclmc", required=("num_integration_steps",)),
     Traits("adjusted_mclmc_dynamic"),
 )
 
@@ -94,7 +97,7 @@ def traits(kernel: Any) -> Traits:
     """
     if isinstance(kernel, Kernel):
         rate = kernel.tuner.target_acceptance_rate
-        return Traits(repr(kernel), POOLED, rate, kernel.exact, gradients_per_step=1)
+        return Traits(repr(kernel), POOLED, rate, kernel.exact, kernel.gradients_per_step)
     names = [name for name, value in vars(blackjax).items() if value is kernel]
     for row in _BLACKJAX:
         if row.name in names:
@@ -109,8 +112,10 @@ def takes_a_density(kernel: Any) -> bool:
     if isinstance(kernel, Kernel):
         return True
     first, *_ = inspect.signature(getattr(kernel, "differentiable", kernel)).parameters
-    # This one multiplies the density by a Gaussian prior of its own.
-    return first == "logdensity_fn" and kernel is not blackjax.mgrad_gaussian
+    # The one multiplies the density by a Gaussian prior of its own, and the states of the other
+    # are orbits.
+    refused = kernel is blackjax.mgrad_gaussian or kernel is blackjax.orbital_hmc
+    return first == "logdensity_fn" and not refused
 
 
 def parameters_of(kernel: Any) -> dict[str, Any]:

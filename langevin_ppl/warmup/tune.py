@@ -17,21 +17,27 @@ from langevin_ppl.kernels import Kernel
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup.adaptation import Adaptation, Schedule
-from langevin_ppl.warmup.begin import Begun, Found, begin, find, mean_taming_losses
+from langevin_ppl.warmup.begin import Begun, Found, begin, find, settle
 from langevin_ppl.warmup.foreign import adapt_chains
 from langevin_ppl.warmup.moments import LOW_RANK, MAX_ROWS
 from langevin_ppl.warmup.report import describe_start, describe_stuck, describe_tuning
 from langevin_ppl.warmup.start import DENSE_LIMIT, Start
 from langevin_ppl.warmup.traits import POOLED, STEP_SIZE, Traits, parameters_of, traits
+from langevin_ppl.warmup.unadjusted import (
+    MAX_POWER,
+    MAX_TAMING_LOSS,
+    taming_parameters,
+)
 
-__all__ = ["MAX_TAMING_LOSS", "Request", "Tuned", "tune"]
-
-UNADJUSTED_STEP_SIZE = 0.1
-"""Largest automatic step size of an unadjusted kernel, in the whitened frame: on a Gaussian the
-standard deviation that ULA then has is 1 / sqrt(1 - 0.1 / 2), 2.6 % too large."""
-
-MAX_TAMING_LOSS = 0.05
-"""Share of the gradient that taming may remove on average before its bias dominates."""
+__all__ = [
+    "Request",
+    "Setup",
+    "Tuned",
+    "finding",
+    "set_up",
+    "tune",
+    "tuned_names",
+]
 
 LOW_RANK_LIMIT = 20_000
 """Largest dimension in which the metric has low rank by default: its draws take 40 MiB there."""
@@ -41,12 +47,6 @@ MAX_METRIC_BYTES = 2**31
 
 SUPERLINEAR = 1.5
 """Power of the gradient's growth above which it counts as explosive."""
-
-MAX_POWER = 8.0
-"""Largest power of an automatic polynomial taming."""
-
-UNADJUSTED_SHARE = 0.25
-"""Largest automatic step size of an unadjusted kernel, as a share of its adjusted sibling's."""
 
 
 class Request(NamedTuple):
@@ -136,6 +136,20 @@ def tune(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     TypeError
         If a parameter is missing that nothing tunes.
     """
+    known, tunes = traits(request.kernel), tuned_names(request)
+    if tunes and known.adaptation not in (POOLED, STEP_SIZE):
+        return _by_blackjax(start_keys, keys, request)
+    return _by_stepping(start_keys, keys, request, known, tunes)
+
+
+def tuned_names(request: Request) -> frozenset[str]:
+    """Names of the parameters that warm-up tunes.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is missing that nothing tunes.
+    """
     known = traits(request.kernel)
     tunes = known.tunes if request.num_warmup > 0 else frozenset()
     given = tunes & set(request.given)
@@ -145,9 +159,7 @@ def tune(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
         tunes = frozenset()
     tunes = (tunes - given) & set(parameters_of(_tuner(request.kernel)))
     _check_complete(request, known, tunes)
-    if tunes and known.adaptation not in (POOLED, STEP_SIZE):
-        return _by_blackjax(start_keys, keys, request)
-    return _by_stepping(start_keys, keys, request, known, tunes)
+    return tunes
 
 
 def _tuner(kernel: Any) -> Any:
@@ -157,6 +169,7 @@ def _tuner(kernel: Any) -> Any:
 def _check_complete(request: Request, known: Traits, tunes: frozenset[str]) -> None:
     defaults = parameters_of(request.kernel)
     missing = {name for name, value in defaults.items() if value is inspect.Parameter.empty}
+    missing |= set(known.required)
     missing -= set(request.given) | tunes
     if not missing:
         return
@@ -188,16 +201,16 @@ def _settings(
 def _begin(
     keys: PRNGKey,
     request: Request,
-    plan: run.Plan,
-    parameters: dict[str, Any],
+    setup: "Setup",
     prepare: Callable[[run.Chains], Callable[[], None]],
 ) -> Begun:
     """Begin chains; refuse starting positions where the density is not finite.
 
     The programs that find starts, begin chains and run them are compiled side by side.
     """
-    data, options = _finding(request, plan, search=request.initial is None)
-    first = {} if plan.adaptation is None else _first_values(request, plan)
+    plan, _, first, _ = setup
+    parameters = setup.for_tuner
+    data, options = finding(request, plan, search=request.initial is None)
     logdensity_fn = request.target.logdensity_fn
     found_shapes, wait_for_find = ahead(find, (keys, logdensity_fn, data), options)
     arguments = (keys, logdensity_fn, found_shapes, parameters, first)
@@ -212,8 +225,8 @@ def _begin(
     return begun
 
 
-def _finding(request: Request, plan: run.Plan, *, search: bool) -> tuple[Any, dict[str, Any]]:
-    """Data and static arguments of `find`."""
+def finding(request: Request, plan: run.Plan, *, search: bool) -> tuple[Any, dict[str, Any]]:
+    """Choose data and static arguments of `find`."""
     propose, data = None, None
     if request.initial is None:
         propose, data = request.target.proposal()
@@ -235,7 +248,8 @@ def _first_values(request: Request, plan: run.Plan) -> dict[str, float]:
     """Numbers that tuning begins with."""
     kernel = plan.algorithm.value
     rate = request.target_acceptance_rate or traits(kernel).target_acceptance_rate
-    friction = request.given.get("friction", parameters_of(kernel).get("friction", 1.0))
+    own = parameters_of(request.kernel).get("friction", 1.0)
+    friction = request.given.get("friction", own)
     # The step size of an overdamped kernel scales like this; dual averaging finds the constant.
     # A turn about a fitted Gaussian needs no such caution.
     bounded = plan.adaptation.max_step_size is not None
@@ -269,6 +283,65 @@ def metric_shape(asked: str | None, layout: Layout) -> str:
     return asked
 
 
+class Setup(NamedTuple):
+    """How a kernel of this library, or one whose step size alone is tuned, is warmed up.
+
+    Attributes
+    ----------
+    plan
+        Of the warm-up, with its adaptation if there is one.
+    parameters
+        Parameters that are given, prepared.
+    first
+        What the adaptation begins with.
+    schedule
+        What it does in each step; None without one.
+    """
+
+    plan: run.Plan
+    parameters: dict[str, Any]
+    first: dict[str, float]
+    schedule: Schedule | None
+
+    @property
+    def tuner(self) -> Any:
+        """The kernel that runs during warm-up."""
+        return self.plan.algorithm.value
+
+    @property
+    def for_tuner(self) -> dict[str, Any]:
+        """Those of the parameters that the tuner knows."""
+        known = parameters_of(self.tuner)
+        return {name: value for name, value in self.parameters.items() if name in known}
+
+
+def set_up(request: Request, tunes: frozenset[str], axis_name: str | None = "chain") -> Setup:
+    """Choose tuner, metric and schedule.
+
+    Parameters
+    ----------
+    tunes
+        Names of what is tuned.
+    axis_name
+        Axis over which chains are pooled; None to tune every chain by itself.
+    """
+    kernel, layout = request.kernel, request.layout
+    tuner = kernel.tuner if isinstance(kernel, Kernel) and "step_size" in tunes else kernel
+    parameters, fixed = _settings(kernel, request.given)
+    adaptation, schedule = None, None
+    if tunes:
+        adaptation = Adaptation(
+            tunes & set(parameters_of(tuner)),
+            metric_shape(request.metric, layout),
+            getattr(tuner, "max_step_size", None),
+            axis_name=axis_name,
+        )
+        schedule = Schedule.build(request.num_warmup)
+    plan = run.Plan(Static(tuner), layout, fixed, request.per_chain, adaptation, request.capacity)
+    first = {} if adaptation is None else _first_values(request, plan)
+    return Setup(plan, parameters, first, schedule)
+
+
 def _by_stepping(
     start_keys: PRNGKey,
     keys: PRNGKey,
@@ -278,20 +351,10 @@ def _by_stepping(
 ) -> Tuned:
     """Tune, or only burn in, by running a kernel on all chains together."""
     kernel, layout = request.kernel, request.layout
-    tuner = kernel.tuner if isinstance(kernel, Kernel) and "step_size" in tunes else kernel
-    parameters, fixed = _settings(kernel, request.given)
-    known_to_tuner = parameters_of(tuner)
-    for_tuner = {name: value for name, value in parameters.items() if name in known_to_tuner}
-    adaptation, schedule = None, None
-    if tunes:
-        adaptation = Adaptation(
-            tunes & set(known_to_tuner),
-            metric_shape(request.metric, layout),
-            getattr(tuner, "max_step_size", None),
-            axis_name="chain",
-        )
-        schedule = Schedule.build(request.num_warmup)
-    plan = run.Plan(Static(tuner), layout, fixed, request.per_chain, adaptation, request.capacity)
+    setup = set_up(request, tunes)
+    plan, parameters, _, schedule = setup
+    tuner, for_tuner, fixed = setup.tuner, setup.for_tuner, plan.fixed
+    adaptation = plan.adaptation
     logdensity_fn = request.target.logdensity_fn
     waiting = []
 
@@ -314,18 +377,15 @@ def _by_stepping(
             )
         return warm
 
-    begun = _begin(
-        start_keys,
-        request,
-        plan,
-        for_tuner,
-        prepare,
-    )
+    begun = _begin(start_keys, request, setup, prepare)
     chains, warmup, start = begun.chains, None, begun.start
-    evaluations, notes, doubts = keys.shape[0] * (request.num_warmup + 1), {}, ()
+    cost = traits(tuner).gradients_per_step
+    evaluations = None if cost is None else keys.shape[0] * (request.num_warmup * cost + 1)
+    notes, doubts = {}, ()
     if start is not None:
         start = jax.device_get(start)
-        evaluations += int(start.search.num_evaluations)
+        if evaluations is not None:
+            evaluations += int(start.search.num_evaluations)
         notes, doubts = describe_start(start)
         plan, notes["burn_in"] = _tamed(plan, start, request.given)
     if request.num_warmup > 0:
@@ -348,21 +408,27 @@ def _by_stepping(
         parameters |= adaptation.parameters(chains.tuning)
         notes |= describe_tuning(jax.device_get(chains.tuning), adaptation)
     plan = run.Plan(Static(kernel), layout, fixed, request.per_chain, None, request.capacity)
+    states = chains.states
     if kernel is not tuner:
+        states = jax.vmap(kernel.adopt)(states)
+        chosen = jax.device_get(taming_parameters(kernel, request.given, start))
+        parameters |= chosen
+        if "power" in chosen and start is not None:
+            notes["power_rule"] = (
+                f"gradients grow like |x|^{start.growth:.3g}: one less, at most {MAX_POWER:g}"
+            )
         parameters["step_size"], notes["step_size_rule"] = _unadjusted_step_size(
-            keys, logdensity_fn, chains.states, parameters, plan
+            keys, logdensity_fn, states, parameters, plan
         )
-        if "power" in parameters_of(kernel) and "power" not in request.given and start is not None:
-            parameters["power"], notes["power_rule"] = _power(start)
     for wait in waiting:
         wait()
     notes["adaptation"] = (known.adaptation or "none") if tunes else "none"
     return Tuned(
         plan=plan,
-        states=chains.states,
+        states=states,
         parameters=parameters,
         warmup=_states_only(warmup) if request.keep_warmup else None,
-        num_gradient_evaluations=evaluations if known.gradients_per_step == 1 else None,
+        num_gradient_evaluations=evaluations,
         notes=notes,
         doubts=doubts,
     )
@@ -389,12 +455,6 @@ def _tamed(plan: run.Plan, start: Start, given: Mapping[str, Any]) -> tuple[run.
     )
 
 
-def _power(start: Start) -> tuple[np.ndarray, str]:
-    """Power of a polynomial taming from the growth of the gradient."""
-    power = np.clip(start.growth - 1.0, 0.0, MAX_POWER).astype(start.mode.dtype)
-    return power, f"gradients grow like |x|^{start.growth:.3g}: one less, at most {MAX_POWER:g}"
-
-
 def _unadjusted_step_size(
     keys: PRNGKey,
     logdensity_fn: LogDensity,
@@ -403,16 +463,15 @@ def _unadjusted_step_size(
     plan: run.Plan,
 ) -> tuple[np.ndarray, str]:
     """Step size of an unadjusted kernel from that of its adjusted sibling, and the rule."""
-    kernel, tuned = plan.algorithm.value, np.asarray(parameters["step_size"])
-    step_size = np.minimum(UNADJUSTED_STEP_SIZE, UNADJUSTED_SHARE * tuned).astype(tuned.dtype)
-    rule = f"min({UNADJUSTED_STEP_SIZE}, {UNADJUSTED_SHARE} of what {kernel.tuner!r} was tuned to)"
-    ladder = step_size * 2.0 ** -np.arange(16, dtype=step_size.dtype)
-    losses = mean_taming_losses(keys, logdensity_fn, states, parameters, ladder, plan=plan)
-    if losses is not None:
-        gentle = np.asarray(losses) <= MAX_TAMING_LOSS
-        step_size = ladder[np.argmax(gentle) if gentle.any() else -1]
+    kernel, tuned = plan.algorithm.value, float(parameters["step_size"])
+    step_size = np.asarray(settle(keys, logdensity_fn, states, parameters, plan=plan))
+    most = np.inf if kernel.max_step_size is None else kernel.max_step_size
+    rule = f"min({most:g}, {kernel.tuner_share:g} of what {kernel.tuner!r} was tuned to)"
+    if step_size < 0.75 * min(most, kernel.tuner_share * tuned):
         rule += f", halved until the mean taming loss was at most {MAX_TAMING_LOSS}"
-    return step_size, rule + ": a bias of the order of step_size, not measured"
+    if not kernel.exact:
+        rule += f": a bias of order step_size^{kernel.order}, not measured"
+    return step_size, rule
 
 
 def _by_blackjax(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
@@ -421,7 +480,7 @@ def _by_blackjax(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
         raise ValueError("groups: BlackJAX's adaptation keeps no draws for warmup_posterior.")
     arrays, fixed = _settings(request.kernel, request.given)
     plan = run.Plan(Static(request.kernel), request.layout, fixed, capacity=request.capacity)
-    data, options = _finding(request, plan, search=False)
+    data, options = finding(request, plan, search=False)
     found = find(start_keys, request.target.logdensity_fn, data, **options)
     _check_valid(request, found)
     adapted = adapt_chains(

@@ -1,0 +1,46 @@
+"""Kernels as NumPyro's: ``numpyro.infer.MCMC(langevin_ppl.infer.MALA(model), ...)``."""
+
+from langevin_ppl.infer.kernels import (
+    BAOAB,
+    GHMC,
+    KLMC,
+    MALA,
+    MTULA,
+    OBABO,
+    STULA,
+    TBAOAB,
+    TMALA,
+    TMALAC,
+    TULA,
+    TULAC,
+    TUSLA,
+    UBU,
+    ULA,
+    Irreversible,
+    LeimkuhlerMatthews,
+    SplitGHMC,
+)
+from langevin_ppl.infer.langevin import Langevin, LangevinState
+
+__all__ = [
+    "BAOAB",
+    "GHMC",
+    "KLMC",
+    "MALA",
+    "MTULA",
+    "OBABO",
+    "STULA",
+    "TBAOAB",
+    "TMALA",
+    "TMALAC",
+    "TULA",
+    "TULAC",
+    "TUSLA",
+    "UBU",
+    "ULA",
+    "Irreversible",
+    "Langevin",
+    "LangevinState",
+    "LeimkuhlerMatthews",
+    "SplitGHMC",
+]
