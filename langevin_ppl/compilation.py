@@ -1,5 +1,6 @@
 """Compilation, which is most of a small run: its options, its cache, and doing it in parallel."""
 
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +9,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["ONCE", "QUICK", "SEARCH", "ahead", "cache"]
+__all__ = ["ONCE", "QUICK", "SEARCH", "ahead", "cache", "nested"]
 
 QUICK = {"xla_backend_optimization_level": 1}
 """Options of XLA for programs that run long. Level 1 halves the compilation of a step, and was
@@ -57,6 +58,15 @@ def ahead(
     _known.add(key)
     future: Future[Any] = _pool.submit(lowered.compile)
     return lowered.out_info, lambda: future.result() and None
+
+
+@functools.cache
+def nested(program: Any, **options: Any) -> Callable[..., Any]:
+    """Get a jitted program with its static keywords, for use inside the trace of another.
+
+    JAX takes options of the compiler at the top alone.
+    """
+    return jax.jit(functools.partial(program.__wrapped__, **options))
 
 
 def cache(path: str | os.PathLike[str]) -> None:

@@ -85,6 +85,34 @@ the posterior given data drawn from them.""",
 
 The default kernel's step beside the evaluation of the gradient that it needs. Beside an almost free
 gradient the ratio is that of the random numbers.""",
+    "numpyro_kernels": """## A step in NumPyro's MCMC
+
+`langevin_ppl.infer.MALA` inside `numpyro.infer.MCMC`, beside `lp.sample` with the same kernel and
+beside NumPyro's own BarkerMH, which also takes one gradient a step. All run on the same model with
+diagonal metrics tuned in their own warm-ups. A step is what one more draw adds to a call. The
+second table compares posterior means over NumPyro's chain methods.""",
+    "kernel_bias": """## Bias of the unadjusted kernels
+
+Without a Metropolis test the law of the draws depends on the step size. Every such kernel on a
+quartic double well, at the same numbers for its own `step_size`, against a moment by quadrature;
+then the power of the step size with which the bias shrinks, beside the one that is documented. A
+kernel that diverges says so here as it does in a run.""",
+    "bias_estimate": """## Is the estimate of a bias right?
+
+`lp.diagnostics.bias` gives the shift of every mean and standard deviation, with a standard error.
+Here the true shifts are known, from the kernels' own transitions without any Monte Carlo. An
+interval of two standard errors should hold the truth in 95 of 100 cases, not fewer and not many
+more.""",
+    "taming": """## From far away, with exploding gradients
+
+Chains start up to a distance of 1000 from the origin, where gradients are as large as `1e87`.
+Explicit schemes overflow there, Metropolis tests of untamed proposals reject for ever, and tamed
+kernels come back. What the taming costs once they are there stands in the last columns.""",
+    "tempering": """## Separated modes
+
+25 narrow modes, for the same number of gradient evaluations: replicas at several temperatures,
+single chains, and many short chains that are cooled down. A chain that stays in its mode has no
+way to know the weights of the others, and the last column says whether the run was flagged.""",
 }
 
 

@@ -17,6 +17,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from langevin_ppl.base import Array, PRNGKey
+from langevin_ppl.compilation import nested
 from langevin_ppl.kernels import Kernel, ReplicaState, check_burn_in, split_ghmc
 from langevin_ppl.targets import density, target
 from langevin_ppl.tree import Layout
@@ -259,13 +260,15 @@ class Langevin(MCMCKernel):
         setup, request = self._setup(posterior, initial, None if single else CHAIN)
         data, options = finding(request, setup.plan, search=self._find_mode and init_params is None)
         logdensity_fn = posterior.logdensity_fn
-        found = find(split[:, 0], logdensity_fn, data, **options)
-        if not isinstance(found.valid, Tracer) and not bool(jnp.all(found.valid)):
+        # Within chain_method="parallel", and a callable one, this is traced.
+        traced = isinstance(split, Tracer)
+        program = nested if traced else functools.partial
+        search, start = program(find, **options), program(begin, plan=setup.plan)
+        found = search(split[:, 0], logdensity_fn, data)
+        if not traced and not bool(jnp.all(found.valid)):
             chain = int(np.argmin(np.asarray(found.valid)))
             raise ValueError(posterior.explain(layout.unravel(found.positions[chain])))
-        begun = begin(
-            split[:, 1], logdensity_fn, found, setup.for_tuner, setup.first, plan=setup.plan
-        )
+        begun = start(split[:, 1], logdensity_fn, found, setup.for_tuner, setup.first)
         # The chains of the kernel are flat; NumPyro's are dicts of sites.
         chains = jax.vmap(self._kernel.adopt)(begun.chains.states)
         state = self._first_state(setup, chains, begun, split[:, 2])
