@@ -1,5 +1,6 @@
 """``sample``: a target and a kernel in, an ArviZ DataTree out."""
 
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -203,7 +204,8 @@ def sample(
     warmed = time.perf_counter()
 
     def confirm(positions: np.ndarray) -> Convergence:
-        return summarise(flattened(variables(target, layout, positions))[0])
+        columns, _ = flattened(variables(target, layout, positions))
+        return summarise(columns, until.ess if until else math.inf)
 
     draws = run.advance(
         sample_keys,

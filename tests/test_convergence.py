@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import langevin_ppl as lp
-from langevin_ppl.convergence import Convergence, flattened, judge, summarise, watch
+from langevin_ppl.convergence import Convergence, flattened, judge, rule, summarise, watch
 from langevin_ppl.convergence.ranks import bulk_ess, rhat
 
 KEY = jax.random.key(4)
@@ -321,3 +321,32 @@ def test_several_modes_are_said():
     np.testing.assert_allclose(np.abs(means), 1.5, atol=0.3)
     assert max(np.sum(means > 0), np.sum(means < 0)) >= found
     assert idata.attrs["converged"] == 0 and idata.attrs["max_rhat"] > 1.1
+
+
+def autoregressive(correlation, draws):
+    noise = np.random.default_rng(1).standard_normal((4, draws, 2))
+    values = np.empty_like(noise)
+    values[:, 0] = noise[:, 0]
+    for i in range(1, draws):
+        values[:, i] = correlation * values[:, i - 1] + np.sqrt(1 - correlation**2) * noise[:, i]
+    return values
+
+
+def test_of_a_long_run_evenly_spaced_draws_are_examined(monkeypatch):
+    examined = []
+    real = rule._summarised
+    monkeypatch.setattr(
+        rule, "_summarised", lambda values: examined.append(values.shape[1]) or real(values)
+    )
+    independent, slow = autoregressive(0.0, 40_000), autoregressive(0.99, 40_000)
+    # Enough: a lower bound, and R-hat, of every eighth.
+    seen = rule.summarise(independent, enough=10_000)
+    assert examined == [5000] and 10_000 < seen.ess < 25_000 and seen.rhat < 1.01
+    # More is asked for than the examined draws are worth.
+    seen = rule.summarise(independent, enough=100_000)
+    assert examined == [5000, 5000, 40_000] and seen.ess > 140_000
+    # Where draws are correlated for longer than the spacing, leaving some out loses nothing.
+    seen = rule.summarise(slow, enough=100_000)
+    assert examined[3:] == [5000]
+    np.testing.assert_allclose(seen.ess, real(slow).ess, rtol=0.05)
+    assert rule.summarise(independent[:, :9000]).ess > 30_000

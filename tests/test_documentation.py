@@ -1,6 +1,7 @@
 """Every example that a reader can copy runs: docstrings, README, docs."""
 
 import doctest
+import operator
 import re
 from pathlib import Path
 
@@ -20,9 +21,12 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in lp.__all__ if not name.endswith("Warning")])
+EXAMPLES = [name for name in lp.__all__ if not name.endswith("Warning")]
+
+
+@pytest.mark.parametrize("name", [*EXAMPLES, "infer.Langevin", "diagnostics.bias"])
 def test_docstring_examples(name):
-    docstring = getattr(lp, name).__doc__
+    docstring = operator.attrgetter(name)(lp).__doc__
     test = doctest.DocTestParser().get_doctest(docstring, {}, name, None, None)
     assert test.examples, f"{name} has no example"
     result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)

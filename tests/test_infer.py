@@ -168,6 +168,7 @@ def test_warmup_and_resume():
     )
     mcmc.warmup(jax.random.key(0), X, y=Y)
     tuned = mcmc.post_warmup_state.step_size
+    assert "acc. prob=0.8" in mcmc.sampler.get_diagnostics_str(mcmc.last_state)
     mcmc.run(jax.random.key(1), X, y=Y)
     first = mcmc.get_samples()["level"]
     np.testing.assert_array_equal(mcmc.last_state.step_size, tuned)

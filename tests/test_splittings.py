@@ -18,12 +18,16 @@ import langevin_ppl as lp
 from langevin_ppl.base import Randomness
 from langevin_ppl.gradients import as_estimator
 from langevin_ppl.integrators import Flight
+from langevin_ppl.preconditioners import Preconditioner, preconditioner
 
 COVARIANCE = np.array([[1.5, 0.4, -0.2], [0.4, 0.8, 0.3], [-0.2, 0.3, 0.6]])
 MATRICES = {
     "scalar": np.array(0.7),
     "diagonal": np.array([0.4, 0.9, 1.3]),
     "dense": np.array([[1.1, 0.3, -0.2], [0.3, 0.5, 0.1], [-0.2, 0.1, 0.9]]),
+    "low rank": Preconditioner(
+        np.array([0.7, 1.1, 0.9]), np.array([[0.6], [0.8], [0.0]]), np.array([1.6])
+    ),
 }
 SCHEMES = ("BAOAB", "OBABO", "ABOBA", "OABAO", "AOBOA", "BOAOB", "UBU", "BUB", "BAO", "OBA", "BU")
 PALINDROMES = [scheme for scheme in SCHEMES if scheme == scheme[::-1]]
@@ -69,7 +73,7 @@ def test_baoab_is_exact_on_gaussians(matrix, friction):
             COVARIANCE,
             1,
             step_size=0.5,
-            inverse_mass_matrix=jnp.array(matrix),
+            inverse_mass_matrix=jax.tree.map(jnp.array, matrix),
             friction=friction,
             temperature=1.7,
         )
@@ -84,10 +88,26 @@ def test_leimkuhler_matthews_is_exact_on_gaussians(matrix):
             COVARIANCE,
             1,
             step_size=0.3,
-            inverse_mass_matrix=jnp.array(matrix),
+            inverse_mass_matrix=jax.tree.map(jnp.array, matrix),
             temperature=1.7,
         )
     np.testing.assert_allclose(law, 1.7 * COVARIANCE, rtol=1e-10)
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+@pytest.mark.parametrize(
+    "kernel, num_noises",
+    [(lp.obabo, 2), (lp.ubu, 4), (lp.klmc, 2), (lp.leimkuhler_matthews, 1)],
+    ids=repr,
+)
+def test_a_metric_is_a_change_of_coordinates(kernel, num_noises, matrix):
+    with jax.enable_x64(True):
+        metric = jax.tree.map(jnp.array, matrix)
+        root = np.array(jax.vmap(preconditioner(metric, 3).scale, out_axes=1)(jnp.eye(3)))
+        whitening = np.linalg.inv(root)
+        law = affine_law(kernel, COVARIANCE, num_noises, step_size=0.3, inverse_mass_matrix=metric)
+        white = affine_law(kernel, whitening @ COVARIANCE @ whitening.T, num_noises, step_size=0.3)
+    np.testing.assert_allclose(law, root @ white @ root.T, rtol=1e-9)
 
 
 @pytest.mark.parametrize("variance", [0.5, 1.0, 4.0])

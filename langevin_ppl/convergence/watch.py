@@ -38,7 +38,7 @@ def watch(
 
     def monitor(outputs: Any, done: int) -> Look:
         positions = np.moveaxis(outputs[0], 0, 1)
-        seen = summarise(positions)
+        seen = summarise(positions, rule.ess)
         finished = seen.satisfies(rule)
         if finished:
             seen = confirm(positions)
