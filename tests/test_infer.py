@@ -233,6 +233,13 @@ def test_summary_and_arviz(capsys):
     assert {"diverging", "lp", "acceptance_rate"} <= stats and not {"tree_depth"} & stats
 
 
+def test_what_has_no_acceptance_rate_says_that_there_is_none():
+    mcmc = ran(infer.BAOAB(line), X, kwargs={"y": Y}, extra_fields=("accept_prob", "step_size"))
+    stats = arviz_base.from_numpyro(mcmc)["sample_stats"]
+    assert np.isnan(stats["acceptance_rate"]).all() and np.isfinite(stats["step_size"]).all()
+    assert "acc. prob" not in mcmc.sampler.get_diagnostics_str(mcmc.last_state)
+
+
 def test_what_diverges_says_so(capsys):
     def quartic():
         x = numpyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))

@@ -51,8 +51,8 @@ class LangevinState(NamedTuple):
         gradient. Of a kernel whose steps do not end at a gradient (`UBU`), those of the last
         gradient.
     accept_prob, mean_accept_prob
-        Acceptance probability of the last step, and its mean since the warm-up; None for a kernel
-        without a Metropolis test.
+        Acceptance probability of the last step, and its mean since the warm-up; NaN for a kernel
+        without a Metropolis test, which has none.
     diverging
         Whether the step left the finite numbers or, with a Metropolis test, proposed a point with
         an energy error above 1000.
@@ -73,8 +73,8 @@ class LangevinState(NamedTuple):
     z: Any
     z_grad: Any
     potential_energy: Array
-    accept_prob: Array | None
-    mean_accept_prob: Array | None
+    accept_prob: Array
+    mean_accept_prob: Array
     diverging: Array
     step_size: Array
     chain: Any
@@ -122,7 +122,7 @@ class Langevin(MCMCKernel):
 
     Notes
     -----
-    Without a Metropolis test there is no ``accept_prob``, and the draws have a bias that R-hat
+    Without a Metropolis test ``accept_prob`` is NaN, and the draws have a bias that R-hat
     does not see: read the kernel's docstring, or use `langevin_ppl.diagnostics.bias`
     on a run of `langevin_ppl.sample`.
 
@@ -198,6 +198,10 @@ class Langevin(MCMCKernel):
         return self._model
 
     @property
+    def _is_adjusted(self) -> bool:
+        return self._kernel.target_acceptance_rate is not None
+
+    @property
     def sample_field(self) -> str:
         """Field of the state that holds the sample."""
         return "z"
@@ -210,7 +214,7 @@ class Langevin(MCMCKernel):
     def get_diagnostics_str(self, state: LangevinState) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Text beside the progress bar."""
         text = f"step size {np.mean(state.step_size):.2e}"
-        if state.mean_accept_prob is None:
+        if not self._is_adjusted:
             return text
         return f"{text}. acc. prob={np.mean(state.mean_accept_prob):.2f}"
 
@@ -278,8 +282,7 @@ class Langevin(MCMCKernel):
     def _first_state(self, setup: Setup, chains: Any, begun: Begun, keys: PRNGKey) -> LangevinState:
         tuning = begun.chains.tuning
         num_chains, dtype = chains.position.shape[0], chains.position.dtype
-        zeros = jnp.zeros(num_chains, dtype)
-        adjusted = self._kernel.target_acceptance_rate is not None
+        rates = jnp.full(num_chains, 0.0 if self._is_adjusted else jnp.nan, dtype)
         parameters = {
             **{k: jnp.asarray(v) if _is_number(v) else v for k, v in setup.parameters.items()},
             **({} if setup.plan.adaptation is None else setup.plan.adaptation.parameters(tuning)),
@@ -293,8 +296,8 @@ class Langevin(MCMCKernel):
             z=self._layout.unravel(chains.position),
             z_grad=self._layout.unravel(-chains.logdensity_grad),
             potential_energy=-chains.logdensity,
-            accept_prob=zeros if adjusted else None,
-            mean_accept_prob=zeros if adjusted else None,
+            accept_prob=rates,
+            mean_accept_prob=rates,
             diverging=jnp.zeros(num_chains, bool),
             step_size=step_size,
             chain=chains,
@@ -528,16 +531,15 @@ def _move(
                 lambda: by(kernel, state.parameters),
             )
     i = state.i + 1
-    mean = state.mean_accept_prob
-    if mean is not None:
-        since = jnp.where(i <= state.num_warmup, i, i - state.num_warmup)
-        mean = mean + (rate - mean) / since
+    # Starts from the initial rate, which is NaN, and stays so, where there is no test.
+    since = jnp.where(i <= state.num_warmup, i, i - state.num_warmup)
+    mean = state.mean_accept_prob + (rate - state.mean_accept_prob) / since
     return state._replace(
         i=i,
         z=plan.layout.unravel(chain.position),
         z_grad=plan.layout.unravel(-chain.logdensity_grad),
         potential_energy=-chain.logdensity,
-        accept_prob=None if mean is None else rate,
+        accept_prob=rate if sampler._is_adjusted else state.accept_prob,
         mean_accept_prob=mean,
         diverging=diverging,
         chain=chain,
