@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
-from arviz_base import from_dict
 
 import langevin_ppl
 from langevin_ppl.base import Draws, PRNGKey
@@ -185,6 +184,10 @@ def to_datatree(
     -------
     xarray.DataTree
     """
+    # Here and not above: it sets a lazy numpyro up, and what is imported from numpyro.infer through
+    # that loses its submodules. Whoever has a target has imported numpyro before.
+    from arviz_base import from_dict
+
     data = {name: dict(variables) for name, variables in groups.items() if variables}
     last_position = data.pop("last_position")
     names = {safe_name(name): list(labels) for name, labels in dims.items()}

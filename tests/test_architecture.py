@@ -90,6 +90,14 @@ def test_import_is_light():
     assert shown.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("room", ["diagnostics.bias", "export", "infer", "sampling"])
+def test_numpyro_is_whole_whatever_is_imported_first(room):
+    """ArviZ sets a lazy numpyro up, through which numpyro.infer loses its submodules."""
+    code = f"import langevin_ppl.{room}, numpyro; print(hasattr(numpyro.infer, 'initialization'))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "True"
+
+
 def test_no_public_name_is_hidden_by_a_module():
     """Importing a submodule sets its name in the package, where the table may mean a function."""
     code = (

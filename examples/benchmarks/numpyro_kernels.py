@@ -178,7 +178,7 @@ def main():
         return None
     options = parser(__doc__).parse_args()
     host = machine()
-    rounds, num_steps = (2, 500) if options.quick else (10, 5_000)
+    rounds, num_steps = (2, 500) if options.quick else (6, 3_000)
     ways = make_ways((num_steps, 2 * num_steps))
     names = list(ways)
     for way in ways.values():
@@ -206,7 +206,7 @@ def main():
         }
         for name in names
     ]
-    agreeing = agreement_elsewhere(500 if options.quick else 5_000)
+    agreeing = agreement_elsewhere(500 if options.quick else 3_000)
     own = [name for name in names if name[1].startswith("MALA")]
     goals = [
         *(

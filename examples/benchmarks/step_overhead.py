@@ -178,7 +178,7 @@ def standard_errors_apart(means, others):
 def main():
     options = parser(__doc__).parse_args()
     host = machine()
-    rounds, num_steps = (2, 1000) if options.quick else (24, 20_000)
+    rounds, num_steps = (2, 1000) if options.quick else (20, 20_000)
     step_size, ways = make_ways()
     for way in ways.values():
         for length in (num_steps, 2 * num_steps):
