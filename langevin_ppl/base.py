@@ -20,6 +20,8 @@ Randomness
     constants fixed by warm-up and the step counter of the state.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
@@ -87,8 +89,17 @@ class Estimate(NamedTuple):
     gradient: Position
 
 
-class GradientEstimator(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["init", "draw", "estimate", "logdensity_fn"],
+    meta_fields=["exact", "shared"],
+)
+@dataclasses.dataclass(frozen=True)
+class GradientEstimator:
     """From how much data a kernel sees the gradient.
+
+    A pytree: where its functions are pytrees themselves (``jax.tree_util.Partial``), it may cross
+    ``jit``, and the data that they read are arguments of the compiled program.
 
     Attributes
     ----------
@@ -101,12 +112,18 @@ class GradientEstimator(NamedTuple):
         ``estimate(batch, position, memory) -> (Estimate, memory)``.
     exact
         Whether the estimate is the log density itself, which a Metropolis test needs.
+    logdensity_fn
+        Log density of all the data, for kernels that look at it now and then; None if unknown.
+    shared
+        Whether all chains of a run see the same batches.
     """
 
     init: Callable[[Position], Any]
     draw: Callable[[PRNGKey, Array], Any] | None
     estimate: Callable[[Any, Position, Any], tuple[Estimate, Any]]
     exact: bool
+    logdensity_fn: LogDensity | None = None
+    shared: bool = False
 
 
 @runtime_checkable

@@ -25,7 +25,13 @@ def as_estimator(logdensity_fn: LogDensity | GradientEstimator) -> GradientEstim
         value_and_grad = jax.lax.optimization_barrier(jax.value_and_grad(logdensity_fn)(position))
         return Estimate(*value_and_grad), memory
 
-    return GradientEstimator(init=lambda position: (), draw=None, estimate=estimate, exact=True)
+    return GradientEstimator(
+        init=lambda position: (),
+        draw=None,
+        estimate=estimate,
+        exact=True,
+        logdensity_fn=logdensity_fn,
+    )
 
 
 def exact() -> Callable[[Target], GradientEstimator]:
