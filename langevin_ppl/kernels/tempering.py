@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from langevin_ppl import metropolis
 from langevin_ppl.base import Array, GradientEstimator, Position, PRNGKey, Randomness
-from langevin_ppl.kernels.kernel import Kernel, KernelInfo
+from langevin_ppl.kernels.kernel import Draw, Kernel, KernelInfo, Transition
 from langevin_ppl.tree import ravel
 
 __all__ = ["ReplicaInfo", "ReplicaState", "annealed", "parallel_tempering"]
@@ -58,26 +58,29 @@ class ReplicaInfo(NamedTuple):
     swap_rate: Array
 
 
-def _ladder(temperatures: Sequence[float]) -> tuple[float, ...]:
+def ladder(owner: str, temperatures: Sequence[float]) -> tuple[float, ...]:
+    """Temperatures of replicas, checked."""
     values = tuple(float(value) for value in np.ravel(np.asarray(temperatures, float)))
     rising = all(low < high < np.inf for low, high in zip(values, values[1:], strict=False))
     if len(values) < 2 or values[0] != 1.0 or not rising:
         raise ValueError(
-            "parallel_tempering: expected at least two temperatures that begin with 1 and rise, "
+            f"{owner}: expected at least two temperatures that begin with 1 and rise, "
             f"for example [1, 2, 4, 8], got {list(values)}."
         )
     return values
 
 
-def _without_temperature(kernel: Kernel) -> list[inspect.Parameter]:
-    """Parameters of a transition of the kernel at temperatures that are set."""
+def without_temperature(kernel: Kernel, **more: Any) -> inspect.Signature:
+    """Signature of a transition of the kernel at temperatures that are set.
+
+    ``more`` are further parameters with their defaults.
+    """
     keep = inspect.Parameter.POSITIONAL_OR_KEYWORD
     leading = [inspect.Parameter(n, keep) for n in ("randomness", "state", "gradient")]
-    return leading + [
-        inspect.Parameter(name, keep, default=default)
-        for name, default in kernel.parameters.items()
-        if name != "temperature"
-    ]
+    own = {name: kernel.parameters[name] for name in kernel.parameters if name != "temperature"}
+    return inspect.Signature(
+        leading + [inspect.Parameter(n, keep, default=d) for n, d in (own | more).items()]
+    )
 
 
 def _check(what: str, kernel: Any) -> None:
@@ -85,6 +88,16 @@ def _check(what: str, kernel: Any) -> None:
         raise TypeError(
             f"{what}: expected a kernel of langevin_ppl with a temperature, got {kernel!r}. For "
             "BlackJAX's there is blackjax.adaptive_tempered_smc."
+        )
+
+
+def check_replicable(owner: str, kernel: Any) -> None:
+    """Refuse a kernel whose replicas cannot be swapped."""
+    _check(owner, kernel)
+    if not kernel.ends_at_gradient:
+        raise ValueError(
+            f"{owner}: a step of {kernel!r} does not end at a gradient, so that the log "
+            "density, by which replicas are swapped, is not known there. Use langevin_ppl.baoab."
         )
 
 
@@ -134,8 +147,8 @@ def parallel_tempering(kernel: Kernel, temperatures: Sequence[float]) -> Kernel:
     >>> info.swap_rate.shape
     (3,)
     """
-    _check("parallel_tempering", kernel)
-    return _parallel(kernel, _ladder(temperatures))
+    check_replicable("parallel_tempering", kernel)
+    return _parallel(kernel, ladder("parallel_tempering", temperatures))
 
 
 @functools.cache
@@ -146,14 +159,12 @@ def _parallel(kernel: Kernel, temperatures: tuple[float, ...]) -> Kernel:
     def state(
         position: Position, logdensity: Array, logdensity_grad: Position, step: Array, memory: Any
     ) -> ReplicaState:
-        one = kernel.state(position, logdensity, logdensity_grad, step, memory)
-        replicas = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *jnp.shape(x))), one)
-        return ReplicaState(position, logdensity, logdensity_grad, step, memory, replicas)
+        common = (position, logdensity, logdensity_grad, step, memory)
+        return ReplicaState(*common, copies(kernel.state(*common), number))
 
     def draw(rng_key: PRNGKey, state: ReplicaState, gradient: GradientEstimator) -> Randomness:
         key_swap, *keys = jax.random.split(rng_key, number + 1)
-        cold = jax.tree.map(lambda leaf: leaf[0], state.replicas)
-        draws = [kernel.draw(key, cold, gradient) for key in keys]
+        draws = [kernel.draw(key, coldest(state.replicas), gradient) for key in keys]
         # One batch for all, so that replicas are swapped by the same density.
         noise = jnp.stack([each.noise for each in draws])
         return Randomness((noise, jax.random.uniform(key_swap, (number - 1,))), draws[0].batch)
@@ -162,33 +173,40 @@ def _parallel(kernel: Kernel, temperatures: tuple[float, ...]) -> Kernel:
         randomness: Randomness, state: ReplicaState, gradient: GradientEstimator, **parameters: Any
     ) -> tuple[ReplicaState, ReplicaInfo]:
         noise, uniforms = randomness.noise
-        dtype = jnp.asarray(state.logdensity).dtype
+        beta = jnp.asarray(betas, jnp.asarray(state.logdensity).dtype)
 
         def move(noise: Array, replica: Any, temperature: Array) -> tuple[Any, KernelInfo]:
-            return kernel.transition(
-                Randomness(noise, randomness.batch),
-                replica,
-                gradient,
-                temperature=temperature,
-                **parameters,
-            )
+            own = Randomness(noise, randomness.batch)
+            return kernel.transition(own, replica, gradient, temperature=temperature, **parameters)
 
-        ladder = jnp.asarray(temperatures, dtype)
-        replicas, infos = jax.vmap(move)(noise, state.replicas, ladder)
-        replicas, rates = _swapped(replicas, uniforms, jnp.asarray(betas, dtype), state.step)
-        cold = jax.tree.map(lambda leaf: leaf[0], replicas)
-        info = jax.tree.map(lambda leaf: leaf[0], infos)
-        new = ReplicaState._make((*cold[:5], replicas))
-        return new, ReplicaInfo._make((*info._replace(logdensity=cold.logdensity), rates))
-
-    transition.__signature__ = inspect.Signature(_without_temperature(kernel))  # pyright: ignore[reportFunctionMemberAccess]
-    if not kernel.ends_at_gradient:
-        raise ValueError(
-            f"parallel_tempering: a step of {kernel!r} does not end at a gradient, so that the log "
-            "density, by which replicas are swapped, is not known there. Use langevin_ppl.baoab."
+        replicas, infos = jax.vmap(move)(
+            noise, state.replicas, jnp.asarray(temperatures, beta.dtype)
         )
+        log_ratio = -jnp.diff(beta) * jnp.diff(replicas.logdensity)
+        replicas, rates = swapped(replicas, log_ratio, uniforms, beta, state.step)
+        cold = coldest(replicas)
+        return ReplicaState._make((*cold[:5], replicas)), replica_info(infos, cold, rates)
+
+    transition.__signature__ = without_temperature(kernel)  # pyright: ignore[reportFunctionMemberAccess]
+    return of_replicas(
+        parallel_tempering, kernel, temperatures, transition, draw, state, kernel.gradients_per_step
+    )
+
+
+def of_replicas(
+    factory: Callable[..., Kernel],
+    kernel: Kernel,
+    temperatures: tuple[float, ...],
+    transition: Transition,
+    draw: Draw,
+    state: Callable[..., Any],
+    gradients_per_replica: int,
+) -> Kernel:
+    """Kernel that ``factory(kernel, temperatures)`` makes, of the nature of the one it repeats."""
     return Kernel(
-        f"{__name__}.parallel_tempering({kernel!r}, {list(temperatures)})".replace(".0", ""),
+        f"{factory.__module__}.{factory.__name__}({kernel!r}, {list(temperatures)})".replace(
+            ".0", ""
+        ),
         transition,
         draw,
         exact=kernel.exact,
@@ -197,19 +215,47 @@ def _parallel(kernel: Kernel, temperatures: tuple[float, ...]) -> Kernel:
         tuner_share=1.0 if kernel.tuner is kernel else kernel.tuner_share,
         max_step_size=kernel.max_step_size,
         order=kernel.order,
-        gradients_per_step=number * kernel.gradients_per_step,
-        recipe=(parallel_tempering, (kernel, temperatures)),
+        gradients_per_step=len(temperatures) * gradients_per_replica,
+        recipe=(factory, (kernel, temperatures)),
         state=state,
         doc=f"Replicas of {kernel!r} at the temperatures {list(temperatures)}.",
     )
 
 
-def _swapped(replicas: Any, uniforms: Array, betas: Array, step: Array) -> tuple[Any, Array]:
-    """Swap every second pair of neighbours; replicas and the rate of each pair."""
-    values = replicas.logdensity
-    pairs = jnp.arange(betas.size - 1)
-    turn = pairs % 2 == step % 2
-    log_ratio = (betas[:-1] - betas[1:]) * (values[1:] - values[:-1])
+def copies(state: Any, number: int) -> Any:
+    """Repeat a state along a leading axis ``temperature``."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (number, *jnp.shape(leaf))), state)
+
+
+def coldest(replicas: Any) -> Any:
+    """What belongs to the first temperature."""
+    return jax.tree.map(lambda leaf: leaf[0], replicas)
+
+
+def replica_info(infos: KernelInfo, cold: Any, rates: Array) -> ReplicaInfo:
+    """Info of a step from those of the replicas and the coldest state after the swaps."""
+    info = coldest(infos)
+    return ReplicaInfo._make((*info._replace(logdensity=cold.logdensity), rates))
+
+
+def swapped(
+    replicas: Any, log_ratio: Array, uniforms: Array, betas: Array, step: Array
+) -> tuple[Any, Array]:
+    """Swap every second pair of neighbours; replicas and the rate of each pair.
+
+    Parameters
+    ----------
+    replicas
+        States, leading axis ``temperature``.
+    log_ratio, uniforms
+        Logarithm of the ratio that a swap is accepted by, and uniforms on (0, 1), both of shape
+        ``[temperature - 1]``.
+    betas
+        Inverse temperatures, shape ``[temperature]``.
+    step
+        Its parity says whose turn it is.
+    """
+    turn = jnp.arange(betas.size - 1) % 2 == step % 2
     decision = metropolis.decide(log_ratio, jnp.log(uniforms))
     swap = turn & decision.is_accepted
     places = jnp.arange(betas.size)
@@ -282,7 +328,7 @@ def _falling(kernel: Kernel, start: float, num_steps: int) -> Kernel:
         temperature = jnp.power(jnp.asarray(start, dtype), left)
         return kernel.transition(randomness, state, gradient, temperature=temperature, **parameters)
 
-    transition.__signature__ = inspect.Signature(_without_temperature(kernel))  # pyright: ignore[reportFunctionMemberAccess]
+    transition.__signature__ = without_temperature(kernel)  # pyright: ignore[reportFunctionMemberAccess]
     return Kernel(
         f"{__name__}.annealed({kernel!r}, {start:g}, {num_steps})",
         transition,
