@@ -8,7 +8,14 @@ import numpy as np
 
 from langevin_ppl.base import Array, ArrayLike
 
-__all__ = ["Flight", "euler_maruyama", "free_flight", "oscillator", "refresh"]
+__all__ = [
+    "Flight",
+    "euler_maruyama",
+    "free_flight",
+    "ornstein_uhlenbeck",
+    "oscillator",
+    "refresh",
+]
 
 
 def euler_maruyama(
@@ -70,6 +77,33 @@ def refresh(
     kept = jnp.where(fully, 0.0, jnp.exp(-exponent)).astype(noise.dtype)
     drawn = jnp.where(fully, 1.0, -jnp.expm1(-2.0 * exponent)).astype(noise.dtype)
     return kept * momentum + jnp.sqrt(drawn * temperature) * noise
+
+
+def ornstein_uhlenbeck(
+    momentum: Array,
+    noise: Array,
+    friction: ArrayLike,
+    heating: ArrayLike,
+    step_size: ArrayLike,
+    temperature: ArrayLike,
+) -> Array:
+    r"""Exact flow of :math:`dp = -\xi p \, dt + \sqrt{2 A T} \, dW` for any sign of the friction.
+
+    Parameters
+    ----------
+    momentum, noise
+        Vectors of shape ``[dimension]``; the noise is standard normal.
+    friction
+        ``xi``, scalar; that of a thermostat may be zero or negative.
+    heating, step_size, temperature
+        ``A``, time ``h`` and ``T``, positive scalars.
+    """
+    lost = jnp.multiply(2.0 * friction, step_size)
+    still = lost == 0
+    # Share of 2 A h T that friction leaves of it; its limit, 1, at no friction.
+    share = jnp.where(still, 1.0, -jnp.expm1(-lost) / jnp.where(still, 1.0, lost))
+    spread = jnp.sqrt(2.0 * heating * step_size * temperature * share)
+    return jnp.exp(-0.5 * lost) * momentum + spread * noise
 
 
 SMALL = 0.1

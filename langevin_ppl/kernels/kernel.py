@@ -21,6 +21,7 @@ from langevin_ppl.base import (
 )
 from langevin_ppl.gradients import as_estimator
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
+from langevin_ppl.taming import norm
 from langevin_ppl.tree import all_finite, ravel
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "centred",
     "check_burn_in",
     "draw_noise",
+    "reported",
 ]
 
 
@@ -253,11 +255,12 @@ class Kernel:
     def adopt(self, state: Any) -> Any:
         """Go on from the state of another kernel.
 
-        A kinetic chain that comes from a kinetic kernel keeps its momentum; one that comes from
-        an overdamped kernel begins anew from rest.
+        What both carry is kept, such as the momentum of a kinetic chain; what only this kernel
+        carries begins anew, from rest.
         """
         fresh = self.state(*state[:5])
-        return state if type(state) is type(fresh) else fresh
+        shared = set(state._fields) & set(fresh._fields)
+        return fresh._replace(**{name: getattr(state, name) for name in shared})
 
     def build_kernel(self) -> Callable[..., tuple[KernelState, KernelInfo]]:
         """Return ``kernel(rng_key, state, logdensity_fn, step_size, ...)`` as BlackJAX does."""
@@ -285,7 +288,7 @@ class Kernel:
     def prepare(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Check the values of parameters and factorise the inverse mass matrix, once."""
         prepared = dict(parameters)
-        for name in ("step_size", "temperature", "friction"):
+        for name in ("step_size", "temperature", "friction", "thermostat_mass", "damping"):
             if name in prepared:
                 if np.ndim(prepared[name]) > 0:
                     raise ValueError(
@@ -297,6 +300,12 @@ class Kernel:
             if name in prepared:
                 least = -np.inf if name == "location" else 0.0
                 check_finite(self, name, prepared[name], least)
+        if "smoothing" in prepared:
+            check_finite(self, "smoothing", prepared["smoothing"], 0.0, 1.0)
+        if "noise_estimate" in prepared:
+            friction = prepared["friction"]
+            most = np.inf if isinstance(friction, Tracer) else float(friction)
+            check_finite(self, "noise_estimate", prepared["noise_estimate"], 0.0, most)
         if "inverse_mass_matrix" in prepared:
             matrix = prepared["inverse_mass_matrix"]
             if not isinstance(matrix, Preconditioner):
@@ -344,6 +353,27 @@ def absorbing(position: Position, *others: Array) -> tuple[Position, Array]:
     return unravel(jnp.where(finite, flat, jnp.nan)), finite
 
 
+def reported[State: Any](
+    new: State,
+    *others: Array,
+    taming_loss: Array | None = None,
+    ends_at_gradient: bool = True,
+) -> tuple[State, KernelInfo]:
+    """State and info of a step without a Metropolis test.
+
+    ``others`` are further arrays of the state that have to be finite.
+    """
+    gradient = ravel(new.logdensity_grad)[0]
+    position, finite = absorbing(new.position, new.logdensity, gradient, *others)
+    info = KernelInfo(
+        is_divergent=~finite,
+        logdensity=new.logdensity if ends_at_gradient else None,
+        grad_norm=norm(gradient),
+        taming_loss=taming_loss,
+    )
+    return new._replace(position=position), info
+
+
 def centred(owner: str, flat: Array, location: ArrayLike) -> Array:
     """Position relative to a location, which is a scalar or of the position's shape."""
     if jnp.shape(location) not in ((), flat.shape):
@@ -377,15 +407,18 @@ def check_burn_in(kernel: Any, num_warmup: int) -> None:
         )
 
 
-def check_finite(owner: Any, name: str, value: Any, least: float) -> None:
-    """Refuse a concrete value that is not finite or below ``least``; traced ones pass."""
+def check_finite(
+    owner: Any, name: str, value: Any, least: float = -np.inf, most: float = np.inf
+) -> None:
+    """Refuse a concrete value that is not finite or out of bounds; traced ones pass."""
     if isinstance(value, Tracer):
         return
     array = np.asarray(value)
     numeric = np.issubdtype(array.dtype, np.number)
-    if not (numeric and np.all(np.isfinite(array)) and np.all(array >= least)):
-        bound = "" if least == -np.inf else f" and at least {least:g}"
-        raise ValueError(f"{owner}: expected {name} to be finite{bound}, got {value!r}.")
+    if not (numeric and np.all(np.isfinite(array) & (array >= least) & (array <= most))):
+        bounds = "" if least == -np.inf else f" and at least {least:g}"
+        bounds += "" if most == np.inf else f" and at most {most:g}"
+        raise ValueError(f"{owner}: expected {name} to be finite{bounds}, got {value!r}.")
 
 
 def check_positive_definite(owner: Any, matrix: Any) -> None:

@@ -18,9 +18,9 @@ from langevin_ppl.kernels.kernel import (
     KernelInfo,
     KernelState,
     Transition,
-    absorbing,
     centred,
     draw_noise,
+    reported,
 )
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
 from langevin_ppl.taming import Taming, norm, taming_loss, untamed
@@ -102,26 +102,18 @@ def _move(
     temperature: ArrayLike,
 ) -> KernelState:
     """One Euler-Maruyama step and the estimate at its end."""
-    flat, unravel = ravel(state.position)
     increment = euler_maruyama(drift.tamed, noise, step_size, temperature)
+    return moved(state, increment, batch, gradient, frame)
+
+
+def moved(
+    state: Any, increment: Array, batch: Any, gradient: GradientEstimator, frame: Preconditioner
+) -> KernelState:
+    """Go by an increment in the whitened frame, and estimate the gradient there."""
+    flat, unravel = ravel(state.position)
     position = unravel(flat + frame.scale(increment).astype(flat.dtype))
     estimate, memory = gradient.estimate(batch, position, state.memory)
     return KernelState(position, estimate.logdensity, estimate.gradient, state.step + 1, memory)
-
-
-def _reported[State: (KernelState, CorrelatedState)](
-    new: State, loss: Array | None = None
-) -> tuple[State, KernelInfo]:
-    """State and info of an unadjusted step."""
-    new_gradient = ravel(new.logdensity_grad)[0]
-    position, finite = absorbing(new.position, new.logdensity, new_gradient)
-    info = KernelInfo(
-        is_divergent=~finite,
-        logdensity=new.logdensity,
-        grad_norm=norm(new_gradient),
-        taming_loss=loss,
-    )
-    return new._replace(position=position), info
 
 
 def tamed_step(
@@ -139,7 +131,7 @@ def tamed_step(
     frame = preconditioner(inverse_mass_matrix, noise.size)
     drift = _drift(state.position, state.logdensity_grad, frame, taming, step_size, location)
     new = _move(state, drift, noise, batch, gradient, frame, step_size, temperature)
-    return _reported(new, _loss(taming, drift))
+    return reported(new, taming_loss=_loss(taming, drift))
 
 
 def unadjusted(taming: Taming) -> Transition:
@@ -217,7 +209,7 @@ def _correlated(
     # The first step has no noise before its own.
     mean = jnp.where(state.step == 0, noise, 0.5 * (before + noise))
     new = _move(overdamped, drift, mean, batch, gradient, frame, step_size, temperature)
-    return _reported(CorrelatedState(*new, noise.astype(before.dtype)))
+    return reported(CorrelatedState(*new, noise.astype(before.dtype)))
 
 
 def _skewed(
@@ -237,7 +229,7 @@ def _skewed(
     noise, batch = randomness
     frame = preconditioner(inverse_mass_matrix, noise.size)
     drift = _drift(state.position, state.logdensity_grad, frame, turned, step_size)
-    return _reported(_move(state, drift, noise, batch, gradient, frame, step_size, temperature))
+    return reported(_move(state, drift, noise, batch, gradient, frame, step_size, temperature))
 
 
 def rotated(vector: Array, skew: ArrayLike) -> Array:

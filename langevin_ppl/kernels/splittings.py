@@ -25,10 +25,10 @@ from langevin_ppl.base import (
     Randomness,
 )
 from langevin_ppl.integrators import Flight, free_flight, refresh
-from langevin_ppl.kernels.kernel import Kernel, KernelInfo, absorbing, draw_noise
+from langevin_ppl.kernels.kernel import Kernel, KernelInfo, draw_noise, reported
 from langevin_ppl.kernels.kinetic import KineticState, at_rest, ghmc
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
-from langevin_ppl.taming import Taming, norm, normwise, taming_loss, untamed
+from langevin_ppl.taming import Taming, normwise, taming_loss, untamed
 from langevin_ppl.tree import ravel
 
 __all__ = ["baoab", "klmc", "obabo", "splitting", "tbaoab", "ubu"]
@@ -117,7 +117,7 @@ def _composed(scheme: Scheme, taming: Taming) -> Any:
         began = 0.0 if taming is untamed else frame.solve(flat)
         # What the step adds is rounded less than where it leads to.
         shift, memory = jnp.zeros_like(flat), state.memory
-        p = _begun(state.momentum, normals[0], temperature, undrawn)
+        p = begun(state.momentum, normals[0], temperature, undrawn)
         newest = Estimate(state.logdensity, state.logdensity_grad)
         current = scheme.ends_at_gradient
         losses = []
@@ -149,7 +149,9 @@ def _composed(scheme: Scheme, taming: Taming) -> Any:
             newest, memory = gradient.estimate(randomness.batch, there(shift), memory)
         loss = jnp.mean(jnp.stack(losses)) if losses else None
         new = _arrived(there(shift), p, newest, state, memory)
-        return _reported(new, loss, ends_at_gradient=scheme.ends_at_gradient)
+        return reported(
+            new, new.momentum, taming_loss=loss, ends_at_gradient=scheme.ends_at_gradient
+        )
 
     return transition
 
@@ -168,7 +170,7 @@ def _fly(
     return jnp.where(undrawn, z + time * momentum, there), jnp.where(undrawn, momentum, flown)
 
 
-def _begun(momentum: Array, noise: Array, temperature: ArrayLike, undrawn: Array | bool) -> Array:
+def begun(momentum: Array, noise: Array, temperature: ArrayLike, undrawn: Array | bool) -> Array:
     """Momentum to begin a step with: a chain has none before its first, and draws it.
 
     The noise is that of the step's first friction, which a momentum just drawn does without: its
@@ -186,20 +188,6 @@ def _arrived(
     )
 
 
-def _reported(
-    new: KineticState, loss: Array | None = None, *, ends_at_gradient: bool = True
-) -> tuple[KineticState, KernelInfo]:
-    last_gradient = ravel(new.logdensity_grad)[0]
-    position, finite = absorbing(new.position, new.momentum, new.logdensity, last_gradient)
-    info = KernelInfo(
-        is_divergent=~finite,
-        logdensity=new.logdensity if ends_at_gradient else None,
-        grad_norm=norm(last_gradient),
-        taming_loss=loss,
-    )
-    return new._replace(position=position), info
-
-
 def _exponential(
     randomness: Randomness,
     state: KineticState,
@@ -215,13 +203,14 @@ def _exponential(
     noise = randomness.noise.reshape(2, flat.size)
     force = frame.transpose(ravel(state.logdensity_grad)[0])
     flight, undrawn = Flight.over(step_size, friction), state.step == 0
-    began = _begun(state.momentum, noise[0], temperature, undrawn)
+    began = begun(state.momentum, noise[0], temperature, undrawn)
     start = jnp.zeros_like(flat)
     shift, p = _fly(start, began, noise, friction, step_size, temperature, undrawn)
     shift, p = shift + flight.force_reach * force, p + flight.reach * force
     position = unravel((flat + frame.scale(shift)).astype(flat.dtype))
     estimate, memory = gradient.estimate(randomness.batch, position, state.memory)
-    return _reported(_arrived(position, p, estimate, state, memory))
+    new = _arrived(position, p, estimate, state, memory)
+    return reported(new, new.momentum)
 
 
 def _kernel(letters: str, doc: str, taming: Taming = untamed, **naming: Any) -> Kernel:
