@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from langevin_ppl.base import ConvergenceWarning, DivergenceWarning
     from langevin_ppl.compilation import cache
     from langevin_ppl.convergence import converged
-    from langevin_ppl.gradients import exact
+    from langevin_ppl.gradients import control_variates, exact, minibatch, svrg
     from langevin_ppl.kernels import (
         annealed,
         baoab,
@@ -46,6 +46,7 @@ _HOME = {
     "annealed": "kernels",
     "baoab": "kernels",
     "cache": "compilation",
+    "control_variates": "gradients",
     "converged": "convergence",
     "density": "targets",
     "exact": "gradients",
@@ -55,6 +56,7 @@ _HOME = {
     "laplace": "approximation",
     "leimkuhler_matthews": "kernels",
     "mala": "kernels",
+    "minibatch": "gradients",
     "mtula": "kernels",
     "obabo": "kernels",
     "parallel_tempering": "kernels",
@@ -62,6 +64,7 @@ _HOME = {
     "split_ghmc": "kernels",
     "splitting": "kernels",
     "stula": "kernels",
+    "svrg": "gradients",
     "target": "targets",
     "tbaoab": "kernels",
     "tmala": "kernels",
@@ -82,6 +85,7 @@ __all__ = [
     "annealed",
     "baoab",
     "cache",
+    "control_variates",
     "converged",
     "density",
     "exact",
@@ -91,6 +95,7 @@ __all__ = [
     "laplace",
     "leimkuhler_matthews",
     "mala",
+    "minibatch",
     "mtula",
     "obabo",
     "parallel_tempering",
@@ -98,6 +103,7 @@ __all__ = [
     "split_ghmc",
     "splitting",
     "stula",
+    "svrg",
     "target",
     "tbaoab",
     "tmala",

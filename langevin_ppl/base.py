@@ -41,8 +41,10 @@ __all__ = [
     "GradientEstimator",
     "LogDensity",
     "PRNGKey",
+    "Plate",
     "Position",
     "Randomness",
+    "Rows",
     "SamplingAlgorithm",
     "Target",
     "check_number",
@@ -124,6 +126,41 @@ class GradientEstimator:
     exact: bool
     logdensity_fn: LogDensity | None = None
     shared: bool = False
+
+
+class Plate(NamedTuple):
+    """A subsampled plate: its number of rows, and how many of them the model asks for."""
+
+    size: int
+    batch_size: int
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["indices", "weights", "slices"],
+    meta_fields=["size"],
+)
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of a subsampled plate.
+
+    Attributes
+    ----------
+    indices
+        Which rows, ``[row]``.
+    weights
+        What the log density of each counts, ``[row]``; None for ``size / len(indices)``.
+    slices
+        These rows of arrays that the model reads by ``numpyro.subsample``, by the number of the
+        array and the axis of its rows, where they are at hand without gathering.
+    size
+        Number of rows of the plate.
+    """
+
+    indices: Array
+    weights: Array | None
+    slices: Mapping[tuple[int, int], Array]
+    size: int
 
 
 @runtime_checkable

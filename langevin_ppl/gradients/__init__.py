@@ -1,5 +1,40 @@
 """Gradient estimators: from how much data a kernel sees the gradient."""
 
+from langevin_ppl.gradients.control_variates import (
+    Centre,
+    ControlVariates,
+    centre_at,
+    control_variates,
+    whole_hessian,
+)
 from langevin_ppl.gradients.exact import as_estimator, exact
+from langevin_ppl.gradients.minibatch import Minibatch, minibatch
+from langevin_ppl.gradients.rows import (
+    Draw,
+    PlateReader,
+    Reader,
+    batch_sizes_of,
+    reader_of,
+    whole_mean,
+)
+from langevin_ppl.gradients.svrg import Svrg, svrg
 
-__all__ = ["as_estimator", "exact"]
+__all__ = [
+    "Centre",
+    "ControlVariates",
+    "Draw",
+    "Minibatch",
+    "PlateReader",
+    "Reader",
+    "Svrg",
+    "as_estimator",
+    "batch_sizes_of",
+    "centre_at",
+    "control_variates",
+    "exact",
+    "minibatch",
+    "reader_of",
+    "svrg",
+    "whole_hessian",
+    "whole_mean",
+]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from numpyro.infer import init_to_uniform
 
-from langevin_ppl.base import Array, LogDensity, Position, PRNGKey
+from langevin_ppl.base import Array, LogDensity, Plate, Position, PRNGKey, Rows
 from langevin_ppl.targets import programs
 from langevin_ppl.targets.calls import Code, bind, by_name, model_name
 from langevin_ppl.targets.leaves import Static
@@ -146,6 +146,74 @@ class ModelTarget(BaseTarget):
         """
         nesting = self.structure.nesting if self.summed_out else None
         return Partial(programs.ModelLogDensity(self._code, nesting), *self._data)
+
+    @property
+    def plates(self) -> dict[str, Plate]:
+        """Subsampled plates by name."""
+        return self.structure.plates
+
+    @property
+    def batch_logdensity_fn(self) -> Callable[[dict[str, Rows], Position], Array]:
+        """Log density on rows of subsampled plates, as a pytree function of rows and position.
+
+        Each row counts by its weight, ``size / number`` by default, so that for rows drawn
+        uniformly its mean is the log density. Plates that are not named count all their rows.
+        """
+        return Partial(programs.BatchLogDensity(self._code), *self._data)
+
+    def logdensity_on(self, batch: Mapping[str, Array], position: Position) -> Array:
+        """Log density on rows of subsampled plates, for use with other libraries.
+
+        Parameters
+        ----------
+        batch
+            Indices of rows by the name of the plate, ``{"row": [row]}``.
+        position
+            Unconstrained position.
+
+        Returns
+        -------
+        Array
+            Scalar, whose mean over uniformly drawn rows is the log density.
+
+        Raises
+        ------
+        ValueError
+            If a name is not that of a subsampled plate.
+
+        Examples
+        --------
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> import langevin_ppl as lp
+        >>> def model(y):
+        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with numpyro.plate("row", 100, subsample_size=10):
+        ...         numpyro.sample("y", dist.Normal(mean, 1.0), obs=numpyro.subsample(y, 0))
+        >>> target = lp.target(model, jnp.ones(100))
+        >>> rows = {"row": jnp.arange(10)}
+        >>> bool(jnp.isclose(target.logdensity_on(rows, {"mean": 0.5}),
+        ...                  target.logdensity_fn({"mean": 0.5})))
+        True
+        """
+        unknown = sorted(set(batch) - set(self.plates))
+        if unknown:
+            raise ValueError(
+                f"logdensity_on: {', '.join(unknown)} is no subsampled plate of "
+                f"{self.description}; there are {', '.join(self.plates) or 'none'}."
+            )
+        rows = {
+            name: Rows(jnp.asarray(indices), None, {}, self.plates[name].size)
+            for name, indices in batch.items()
+        }
+        return self.batch_logdensity_fn(rows, position)
+
+    def row_arrays(self, plate: str) -> dict[tuple[int, int], Array]:
+        """Arrays that the model reads by ``numpyro.subsample`` in a plate, for `Rows.slices`."""
+        return {
+            (read.argument, read.axis): self._arrays[read.argument]
+            for read in self.structure.reads
+            if read.plate == plate
+        }
 
     @property
     def prototype(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -18,12 +18,14 @@ from numpyro.infer import Predictive, init_to_uniform
 from numpyro.infer.util import constrain_fn, log_likelihood, potential_energy
 from numpyro.primitives import Messenger
 
-from langevin_ppl.base import Array, Position, PRNGKey
+from langevin_ppl.base import Array, Position, PRNGKey, Rows
 from langevin_ppl.targets.calls import Code
 from langevin_ppl.targets.leaves import Static
+from langevin_ppl.targets.plates import OnRows
 from langevin_ppl.tree import Layout
 
 __all__ = [
+    "BatchLogDensity",
     "ModelLogDensity",
     "Strategy",
     "Uniform",
@@ -57,7 +59,24 @@ class ModelLogDensity:
         self, arrays: tuple[Array, ...], fixed: dict[str, Any], position: Position
     ) -> Array:
         """Evaluate it at an unconstrained position."""
-        return _logdensity(self.code, self.nesting, arrays, fixed, position)
+        return _logdensity(self.code, self.nesting, arrays, fixed, {}, position)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchLogDensity:
+    """Log density of a model on rows of its subsampled plates, hashable."""
+
+    code: Code
+
+    def __call__(
+        self,
+        arrays: tuple[Array, ...],
+        fixed: dict[str, Any],
+        rows: dict[str, Rows],
+        position: Position,
+    ) -> Array:
+        """Evaluate it at an unconstrained position."""
+        return _logdensity(self.code, None, arrays, fixed, rows, position)
 
 
 class _ConstantKey(Messenger):
@@ -89,11 +108,17 @@ class _Redrawn(Messenger):
 
 
 def _prepare(
-    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any]
+    code: Code,
+    arrays: tuple[Array, ...],
+    fixed: dict[str, Any],
+    rows: dict[str, Rows] | None = None,
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """Model with its ``param`` and ``mutable`` sites held at given values, and its arguments."""
+    """Model with its ``param`` and ``mutable`` sites held at given values, and its arguments.
+
+    It sees the given rows of subsampled plates, and all rows of the others.
+    """
     model = handlers.substitute(code.model.value, data=fixed)
-    return _ConstantKey(model), *code.arguments(arrays)
+    return _ConstantKey(OnRows(model, rows, arrays)), *code.arguments(arrays)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -102,9 +127,10 @@ def _logdensity(
     nesting: int | None,
     arrays: tuple[Array, ...],
     fixed: dict[str, Any],
+    rows: dict[str, Rows],
     position: Position,
 ) -> Array:
-    model, args, kwargs = _prepare(code, arrays, fixed)
+    model, args, kwargs = _prepare(code, arrays, fixed, rows)
     if nesting is None:
         return jnp.negative(potential_energy(model, args, kwargs, position))
     from numpyro.contrib.funsor import config_enumerate, enum
@@ -152,7 +178,7 @@ def fixed_values(
     """Initial values of ``param`` and ``mutable`` sites."""
     args, kwargs = code.arguments(arrays)
     seeded = handlers.substitute(
-        handlers.seed(code.model.value, rng_key), substitute_fn=init_to_uniform()
+        handlers.seed(OnRows(code.model.value), rng_key), substitute_fn=init_to_uniform()
     )
     trace = handlers.trace(seeded).get_trace(*args, **kwargs)
     return {name: trace[name]["value"] for name in names}

@@ -17,8 +17,9 @@ from numpyro.distributions import Delta, Unit
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import init_to_uniform
 
-from langevin_ppl.base import Array
+from langevin_ppl.base import Array, Plate, Rows
 from langevin_ppl.targets.calls import Code
+from langevin_ppl.targets.plates import OnRows, Read, subsampled
 from langevin_ppl.targets.target import RESERVED_DIMS
 from langevin_ppl.tree import Layout
 
@@ -48,6 +49,10 @@ class Structure(NamedTuple):
         How deep plates are nested: the axes to the left of them are free for enumeration.
     hidden
         Names of deterministics that depend on discrete sites, and so have no value of their own.
+    plates
+        Subsampled plates by name.
+    reads
+        Arguments whose rows ``numpyro.subsample`` reads in them.
     """
 
     prototype: dict[str, jax.ShapeDtypeStruct]
@@ -59,6 +64,8 @@ class Structure(NamedTuple):
     enumerated: tuple[str, ...]
     nesting: int
     hidden: frozenset[str]
+    plates: dict[str, Plate]
+    reads: frozenset[Read]
 
 
 def inspect_model(code: Code, arrays: tuple[Array, ...]) -> Structure:
@@ -76,12 +83,11 @@ def _inspect(
 
     def traced(rng_key: Array, arrays: tuple[Array, ...], values: dict[str, Array]) -> Any:
         args, kwargs = code.arguments(arrays)
-        seeded = handlers.substitute(
-            handlers.seed(code.model.value, rng_key), substitute_fn=init_to_uniform()
-        )
+        model = OnRows(code.model.value, arrays=arrays)
+        seeded = handlers.substitute(handlers.seed(model, rng_key), substitute_fn=init_to_uniform())
         trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
         if not found:
-            found.append(_structure(trace, arrays))
+            found.append(_structure(trace, arrays, model))
         of_type = {kind: {} for kind in ("sample", "deterministic")}
         for name, site in trace.items():
             of_type.get(site["type"], {})[name] = site["value"]
@@ -90,6 +96,8 @@ def _inspect(
 
     shapes = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in avals)
     discrete, deterministics = jax.eval_shape(traced, jax.random.key(0), shapes, {})
+    if found[0].plates:
+        _refuse_leaks(code, shapes, found[0].plates)
     if not (discrete and deterministics):
         return found[0]
     jaxpr = jax.make_jaxpr(lambda *given: traced(*given)[1])(jax.random.key(0), shapes, discrete)
@@ -101,6 +109,46 @@ def _inspect(
     return found[0]._replace(hidden=hidden, dims=dims)
 
 
+def _refuse_leaks(
+    code: Code, shapes: tuple[jax.ShapeDtypeStruct, ...], plates: dict[str, Plate]
+) -> None:
+    """Refuse sites that read the rows of a subsampled plate in which they are not."""
+    stacks: dict[str, set[str]] = {}
+
+    def terms(arrays: tuple[Array, ...], indices: Array, name: str) -> dict[str, Array]:
+        args, kwargs = code.arguments(arrays)
+        rows = {
+            other: Rows(jnp.arange(min(2, plate.size)), None, {}, plate.size)
+            for other, plate in plates.items()
+        }
+        rows[name] = Rows(indices, None, {}, plates[name].size)
+        model = handlers.seed(OnRows(code.model.value, rows, arrays), jax.random.key(0))
+        seeded = handlers.substitute(model, substitute_fn=init_to_uniform())
+        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        values = {}
+        for site, message in trace.items():
+            if message["type"] == "sample":
+                values[site] = jnp.sum(message["fn"].log_prob(message["value"]))
+            elif message["type"] == "deterministic":
+                values[site] = message["value"]
+            stacks[site] = {frame.name for frame in message.get("cond_indep_stack", ())}
+        return values
+
+    for name, plate in plates.items():
+        indices = jax.ShapeDtypeStruct((min(2, plate.size),), jnp.arange(1).dtype)
+        jaxpr, out = jax.make_jaxpr(functools.partial(terms, name=name), return_shape=True)(
+            shapes, indices
+        )
+        reads = _reached(jaxpr.jaxpr, 1)
+        for site, reads_rows in zip(sorted(out), reads, strict=True):
+            if reads_rows and name not in stacks[site]:
+                raise ValueError(
+                    f"The site '{site}' reads the rows that the subsampled plate '{name}' chose, "
+                    "and is not inside that plate: its rows would be counted wrongly, or go with "
+                    "those of another plate. Move it into the plate."
+                )
+
+
 def _reached(jaxpr: Any, number: int) -> list[bool]:
     """Whether each output depends on any of the last ``number`` inputs."""
     depends = set(jaxpr.invars[len(jaxpr.invars) - number :])
@@ -110,14 +158,19 @@ def _reached(jaxpr: Any, number: int) -> list[bool]:
     return [not isinstance(v, Literal) and v in depends for v in jaxpr.outvars]
 
 
-def _structure(trace: dict[str, dict[str, Any]], arrays: tuple[Array, ...]) -> Structure:
+def _structure(
+    trace: dict[str, dict[str, Any]], arrays: tuple[Array, ...], model: OnRows
+) -> Structure:
     samples = {k: v for k, v in trace.items() if v["type"] == "sample"}
     latent = {k: v for k, v in samples.items() if not v["is_observed"]}
     observed = {
         k: v for k, v in samples.items() if v["is_observed"] and not isinstance(v["fn"], Unit)
     }
     enumerated = tuple(k for k, v in latent.items() if v["fn"].support.is_discrete)
-    _refuse(trace, latent)
+    plates = subsampled(trace)
+    _refuse(latent)
+    if plates:
+        _refuse_in_plates(trace, latent, plates, model.asks_for_key)
     latent = {k: v for k, v in latent.items() if k not in enumerated}
     depths = [-f.dim for v in samples.values() for f in v["cond_indep_stack"] if f.dim is not None]
     prototype: dict[str, jax.ShapeDtypeStruct] = {}
@@ -139,20 +192,65 @@ def _structure(trace: dict[str, dict[str, Any]], arrays: tuple[Array, ...]) -> S
         enumerated=enumerated,
         nesting=max(depths, default=0),
         hidden=frozenset(),
+        plates=plates,
+        reads=frozenset(read for read in model.reads if read.plate in plates),
     )
 
 
-def _refuse(trace: dict[str, dict[str, Any]], latent: dict[str, dict[str, Any]]) -> None:
-    """Refuse, with the reason and the cure, what would be sampled wrongly."""
+def _refuse_in_plates(
+    trace: dict[str, dict[str, Any]],
+    latent: dict[str, dict[str, Any]],
+    plates: dict[str, Plate],
+    asks_for_key: bool,
+) -> None:
+    """Refuse what a batch of rows would get wrong."""
+    names = ", ".join(map(repr, plates))
     for name, site in trace.items():
-        if site["type"] == "plate":
-            size, subsample_size = site["args"]
-            if subsample_size is not None and subsample_size != size:
-                raise ValueError(
-                    f"The plate '{name}' is subsampled ({subsample_size} of {size} rows), but "
-                    "this kernel needs the log density of all the data. Leave out "
-                    "subsample_size, for example by a model argument that is None by default."
-                )
+        inside = [f.name for f in site.get("cond_indep_stack", ()) if f.name in plates]
+        if not inside:
+            continue
+        where = f"in the subsampled plate '{inside[0]}'"
+        if name in latent and name.endswith("_unobserved"):
+            raise ValueError(
+                f"The site '{name.removesuffix('_unobserved')}' has an obs_mask {where}: it makes "
+                "latent values for rows, which would be handed to other rows with every batch. "
+                "Leave rows out by numpyro.handlers.mask, or leave out subsample_size."
+            )
+        if name in latent:
+            raise ValueError(
+                f"The latent site '{name}' lies {where}: its values belong to rows, and would be "
+                "handed to other rows with every batch. Leave out subsample_size to sample it with "
+                "all the data, or integrate it out in the model."
+            )
+        if site["type"] == "deterministic":
+            raise ValueError(
+                f"The deterministic site '{name}' lies {where}, and would hold the rows of one "
+                "batch. Move it out of the plate, or compute it from the draws."
+            )
+    mutable = [name for name, site in trace.items() if site["type"] == "mutable"]
+    if mutable:
+        raise ValueError(
+            f"The mutable site {', '.join(map(repr, mutable))} holds state that batches would have "
+            f"to renew (batch normalisation), and stays as it began. With the subsampled plate "
+            f"{names}, use a layer without state, for example layer normalisation."
+        )
+    if asks_for_key:
+        raise ValueError(
+            "The model asks for a random key (numpyro.prng_key, as dropout does), which would be "
+            f"the same for every batch of the subsampled plate {names}. Switch dropout off "
+            "(deterministic=True)."
+        )
+    discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
+    if discrete:
+        raise ValueError(
+            f"Discrete latent site {', '.join(map(repr, discrete))}: it cannot be summed out where "
+            f"the plate {names} is subsampled. Sum it out in the model (for a mixture, "
+            "numpyro.distributions.MixtureSameFamily), or leave out subsample_size."
+        )
+
+
+def _refuse(latent: dict[str, dict[str, Any]]) -> None:
+    """Refuse, with the reason and the cure, what would be sampled wrongly."""
     if not latent:
         raise ValueError(
             "The model has no latent site: there is nothing to sample. Every `sample` statement "

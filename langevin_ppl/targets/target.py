@@ -7,7 +7,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from langevin_ppl.base import Array, GradientEstimator, LogDensity, Position, PRNGKey
+from langevin_ppl.base import Array, GradientEstimator, LogDensity, Plate, Position, PRNGKey
 from langevin_ppl.tree import all_finite, ravel
 
 __all__ = ["MAX_TRIES", "RESERVED_DIMS", "BaseTarget", "Options", "Proposal", "first_valid"]
@@ -103,6 +103,11 @@ class BaseTarget:
     def summed_out(self) -> tuple[str, ...]:
         """Names of discrete latent sites, which the log density sums out."""
         return ()
+
+    @property
+    def plates(self) -> dict[str, Plate]:
+        """Subsampled plates by name: what minibatch estimators read batches of."""
+        return {}
 
     @property
     def logdensity_fn(self) -> LogDensity:

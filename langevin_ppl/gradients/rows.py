@@ -1,0 +1,346 @@
+"""Which rows of the data a batch has, and how they are read.
+
+Rows are shuffled once, and a batch is a contiguous block of the shuffled copies that starts
+anywhere: reading it costs a half to a fifth of gathering as many rows. Over its random start each
+row is in as many blocks as any other, so that the mean over batches is exact. Where the model
+reads its data by indices of its own (``X[index]``) the same rows are gathered.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from langevin_ppl.base import Array, PRNGKey, Rows
+
+__all__ = [
+    "SAMPLINGS",
+    "Draw",
+    "PlateReader",
+    "Reader",
+    "batch_sizes_of",
+    "reader_of",
+    "scattered",
+    "whole_mean",
+]
+
+SAMPLINGS = ("blocks", "epochs", "replacement", "without")
+"""How rows are drawn: blocks of shuffled rows at random, each block once in an epoch, single rows
+with replacement, and without."""
+
+BLOCK = 2**14
+"""Rows that are looked at together in a pass over all the data."""
+
+ROUNDS = 4
+"""Rounds of the Feistel network; four of good functions make a pseudorandom permutation (Luby,
+Rackoff 1988)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlateDraw:
+    """How rows of one plate are drawn: sizes and choices, hashable.
+
+    Attributes
+    ----------
+    size
+        Rows of the plate.
+    number
+        Rows drawn in each step.
+    pinned
+        Rows that are in every batch, beside those drawn.
+    sampling
+        One of `SAMPLINGS`, or ``"importance"``.
+    seed
+        Of the order of shuffled rows, and of the epochs.
+    """
+
+    size: int
+    number: int
+    pinned: int
+    sampling: str
+    seed: int
+
+    @property
+    def free(self) -> int:
+        """Rows that are not pinned."""
+        return self.size - self.pinned
+
+    def draw(self, rng_key: PRNGKey, step: Array, cumulative: Array | None) -> Array:
+        """Start of a block, or indices of rows."""
+        if self.sampling == "blocks":
+            return self.pinned + jax.random.randint(rng_key, (), 0, self.free)
+        if self.sampling == "epochs":
+            return self.pinned + self._of_epoch(step)
+        if self.sampling == "importance":
+            assert cumulative is not None
+            uniforms = jax.random.uniform(rng_key, (self.number,), cumulative.dtype)
+            places = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
+            return jnp.minimum(places, self.size - 1)
+        if self.sampling == "replacement":
+            return jax.random.randint(rng_key, (self.number,), 0, self.size)
+        return scattered(jnp.arange(self.number), rng_key, self.size)
+
+    def _of_epoch(self, step: Array) -> Array:
+        """Start of a block: the blocks of an epoch do not overlap, and come in random order."""
+        blocks = self.free // self.number
+        epoch, turn = step // blocks, step % blocks
+        key = jax.random.fold_in(jax.random.key(self.seed), epoch)
+        key_order, key_offset = jax.random.split(key)
+        # What does not fill a block is left out of an epoch: at another place in each of them.
+        offset = jax.random.randint(key_offset, (), 0, self.free)
+        block = scattered(jnp.reshape(turn, (1,)), key_order, blocks)[0]
+        return (offset + block * self.number) % self.free
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["order", "copies", "probabilities"],
+    meta_fields=["plan"],
+)
+@dataclasses.dataclass(frozen=True)
+class PlateReader:
+    """Rows of one plate, ready to be read.
+
+    Attributes
+    ----------
+    order
+        Numbers of the rows in the order of the copies, the first ones again at the end.
+    copies
+        Arrays in this order, by number of the array and axis of its rows.
+    probabilities
+        Of each row to be drawn, for importance sampling.
+    plan
+        How they are drawn.
+    """
+
+    order: Array | None
+    copies: Mapping[tuple[int, int], Array]
+    probabilities: Array | None
+    plan: PlateDraw
+
+    def rows(self, batch: Array) -> Rows:
+        """Read the rows of a batch that `PlateDraw.draw` made."""
+        plan = self.plan
+        if self.order is None:
+            weights = None
+            if self.probabilities is not None:
+                weights = 1.0 / (plan.number * self.probabilities[batch])
+            return Rows(batch, weights, {}, plan.size)
+        pinned, number = plan.pinned, plan.number
+
+        def read(array: Array, axis: int = 0) -> Array:
+            block = jax.lax.dynamic_slice_in_dim(array, batch, number, axis)
+            if pinned == 0:
+                return block
+            first = jax.lax.slice_in_dim(array, 0, pinned, axis=axis % array.ndim)
+            return jnp.concatenate([first, block], axis)
+
+        weights = None
+        if pinned:
+            weights = jnp.where(jnp.arange(pinned + number) < pinned, 1.0, plan.free / number)
+        slices = {key: read(copy, key[1] % copy.ndim) for key, copy in self.copies.items()}
+        return Rows(read(self.order), weights, slices, plan.size)
+
+    def span(self, start: Array | int, number: int) -> Rows:
+        """Rows of the shuffled order from ``start`` on, each with weight ``size / number``."""
+        if self.order is None:
+            indices = start + jnp.arange(number)
+            return Rows(indices, None, {}, self.plan.size)
+        slices = {
+            key: jax.lax.dynamic_slice_in_dim(copy, start, number, key[1] % copy.ndim)
+            for key, copy in self.copies.items()
+        }
+        indices = jax.lax.dynamic_slice_in_dim(self.order, start, number)
+        return Rows(indices, None, slices, self.plan.size)
+
+
+type Reader = dict[str, PlateReader]
+"""Readers of all plates that are read in batches, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """The batches of all plates, hashable."""
+
+    plans: tuple[tuple[str, PlateDraw], ...]
+
+    @classmethod
+    def of(cls, reader: Reader) -> Partial:
+        """``draw(rng_key, step)`` of an estimator."""
+        cumulative = {
+            name: None if each.probabilities is None else jnp.cumsum(each.probabilities)
+            for name, each in reader.items()
+        }
+        return Partial(cls(tuple((name, r.plan) for name, r in reader.items())), cumulative)
+
+    def __call__(
+        self, cumulative: Mapping[str, Array | None], rng_key: PRNGKey, step: Array
+    ) -> dict[str, Array]:
+        """Batch of every plate; they are independent."""
+        return {
+            name: plan.draw(jax.random.fold_in(rng_key, number), step, cumulative[name])
+            for number, (name, plan) in enumerate(self.plans)
+        }
+
+
+def read(reader: Reader, batch: Mapping[str, Array]) -> dict[str, Rows]:
+    """Rows of every plate."""
+    return {name: each.rows(batch[name]) for name, each in reader.items()}
+
+
+def batch_sizes_of(owner: str, target: Any, batch_size: Any) -> dict[str, int]:
+    """Batch size of every subsampled plate.
+
+    Raises
+    ------
+    ValueError
+        If the target has no subsampled plate, or a batch is larger than its plate.
+    """
+    plates = getattr(target, "plates", {})
+    if not plates:
+        raise ValueError(
+            f"{owner}: {getattr(target, 'description', 'the target')} has no subsampled plate to "
+            "read batches of. In a NumPyro model write numpyro.plate('rows', N, "
+            "subsample_size=B) around the data, and read them by numpyro.subsample(X, "
+            "event_dim=...); or use langevin_ppl.exact()."
+        )
+    if batch_size is None:
+        sizes = {name: plate.batch_size for name, plate in plates.items()}
+    elif isinstance(batch_size, Mapping):
+        sizes = dict(batch_size)
+    else:
+        sizes = dict.fromkeys(plates, batch_size)
+    return _checked_sizes(owner, plates, sizes)
+
+
+def _checked_sizes(owner: str, plates: Mapping[str, Any], sizes: dict[str, Any]) -> dict[str, int]:
+    if set(sizes) != set(plates):
+        raise ValueError(
+            f"{owner}: expected a batch size for each of {', '.join(plates)}, got "
+            f"{', '.join(map(str, sizes))}."
+        )
+    for name, size in sizes.items():
+        whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
+        if not whole or not 1 <= size <= plates[name].size:
+            raise ValueError(
+                f"{owner}: expected a batch size between 1 and the {plates[name].size} rows of "
+                f"the plate '{name}', got {size!r}."
+            )
+    return {name: int(size) for name, size in sizes.items()}
+
+
+def reader_of(
+    target: Any,
+    sizes: Mapping[str, int],
+    sampling: str,
+    seed: int,
+    pinned: Mapping[str, np.ndarray] | None = None,
+    probabilities: Mapping[str, Array] | None = None,
+) -> Reader:
+    """Make the rows of all subsampled plates ready.
+
+    Parameters
+    ----------
+    target
+        With ``plates`` and ``row_arrays``.
+    sizes
+        Batch size of every plate.
+    sampling, seed
+        As in `PlateDraw`.
+    pinned
+        Rows that are in every batch, by plate.
+    probabilities
+        Of each row to be drawn, for importance sampling, by plate.
+    """
+    readers = {}
+    for name, plate in target.plates.items():
+        heavy = np.asarray((pinned or {}).get(name, ()), int)
+        number = min(sizes[name], plate.size - len(heavy))
+        plan = PlateDraw(plate.size, number, len(heavy), sampling, seed)
+        if sampling not in ("blocks", "epochs"):
+            of_rows = (probabilities or {}).get(name)
+            readers[name] = PlateReader(None, {}, of_rows, plan)
+            continue
+        order = np.random.default_rng(seed).permutation(plate.size)
+        if len(heavy):
+            order = np.concatenate([heavy, order[~np.isin(order, heavy)]])
+        free = order[len(heavy) :]
+        order = jnp.asarray(np.concatenate([order, free[:number]]), jnp.int32)
+        copies = _shuffled(target.row_arrays(name), order)
+        readers[name] = PlateReader(order, copies, None, plan)
+    return readers
+
+
+@jax.jit
+def _shuffled(arrays: dict[tuple[int, int], Array], order: Array) -> dict[tuple[int, int], Array]:
+    return {key: jnp.take(array, order, key[1]) for key, array in arrays.items()}
+
+
+def scattered(positions: Array, rng_key: PRNGKey, size: int) -> Array:
+    """Images of positions under a random permutation of ``range(size)``.
+
+    The permutation is a Feistel network that walks along its cycles until it is back below
+    ``size``; it is never written down, so that a few images cost the same however large it is.
+
+    Parameters
+    ----------
+    positions
+        Distinct integers below ``size``, ``[number]``.
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = jnp.uint32(2**half - 1)
+    rounds = jax.random.bits(rng_key, (ROUNDS,), jnp.uint32)
+
+    def mixed(x: Array) -> Array:
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
+    def permuted(x: Array) -> Array:
+        left, right = x >> half, x & mask
+        for key in rounds:
+            left, right = right, left ^ (mixed(right ^ key) & mask)
+        return (left << half) | right
+
+    def walk(x: Array) -> Array:
+        return jnp.where(x < size, x, permuted(x))
+
+    first = permuted(positions.astype(jnp.uint32))
+    last = jax.lax.while_loop(lambda x: jnp.any(x >= size), walk, first)
+    return last.astype(jnp.int32)
+
+
+def whole_mean(reader: Reader, fn: Callable[[dict[str, Rows]], Any]) -> Any:
+    """Mean of a function of rows over blocks that together are all the data.
+
+    For a function that is linear in the log density on rows, that is its value on all the data.
+    One plate is read block by block; several are read as a whole.
+    """
+    if len(reader) != 1:
+        return fn({})
+    ((name, only),) = reader.items()
+    size, number = only.plan.size, min(BLOCK, only.plan.size)
+    count = -(-size // number)
+    if count == 1:
+        return fn({})
+
+    def block(index: Array) -> Any:
+        # The last block begins early, so that it is full, and does not count rows twice.
+        start = jnp.minimum(index * number, size - number)
+        rows = only.span(start, number)
+        new = start + jnp.arange(number) >= index * number
+        weights = jnp.where(new, float(count), 0.0)
+        return fn({name: dataclasses.replace(rows, weights=weights)})
+
+    def add(total: Any, index: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, block(index)), None
+
+    shapes = jax.eval_shape(block, 0)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(add, zero, jnp.arange(count))
+    return jax.tree.map(lambda leaf: leaf / count, total)

@@ -1,0 +1,128 @@
+"""Subsampled plates: which they are, and a model on chosen rows of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from numpyro.primitives import _PYRO_STACK, Messenger, plate
+
+from langevin_ppl.base import Array, Plate, Rows
+
+__all__ = ["OnRows", "Read", "subsampled"]
+
+
+class Read(NamedTuple):
+    """A ``numpyro.subsample`` statement whose argument is an argument of the model, as it is.
+
+    Attributes
+    ----------
+    plate
+        Name of the plate.
+    argument
+        Number of the array among the model's arrays.
+    axis
+        Axis of rows, negative.
+    """
+
+    plate: str
+    argument: int
+    axis: int
+
+
+def subsampled(trace: Mapping[str, Mapping[str, Any]]) -> dict[str, Plate]:
+    """Plates of a trace that have fewer rows than their size."""
+    found = {}
+    for name, site in trace.items():
+        if site["type"] == "plate":
+            size, batch_size = site["declared"] if "declared" in site else site["args"]
+            if batch_size is not None and batch_size != size:
+                found[name] = Plate(int(size), int(batch_size))
+    return found
+
+
+class OnRows(Messenger):
+    """Run a model on chosen rows of its subsampled plates, and on all rows of the others.
+
+    Plates never draw indices themselves, which would take longer than the gradient.
+
+    Parameters
+    ----------
+    fn
+        The model.
+    rows
+        Rows of plates, by name.
+    arrays
+        The model's arrays, as it will see them: a ``numpyro.subsample`` of one of them takes the
+        rows from `Rows.slices`, where they are, and any other value is read by indices.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        rows: Mapping[str, Rows] | None = None,
+        arrays: tuple[Array, ...] = (),
+    ):
+        super().__init__(fn)
+        self.rows = rows or {}
+        self.arguments = {id(array): number for number, array in enumerate(arrays)}
+        self.reads: list[Read] = []
+        self.asks_for_key = False
+
+    def process_message(self, msg: Any) -> None:
+        """Answer plates and subsample statements, and weigh sites by their rows."""
+        if msg["type"] == "plate":
+            self._fill(msg)
+        elif msg["type"] == "subsample":
+            self._read(msg)
+        elif msg["type"] == "sample":
+            self._weigh(msg)
+        elif msg["type"] == "prng_key":
+            self.asks_for_key = True
+
+    def _fill(self, msg: Any) -> None:
+        size, batch_size = msg["args"]
+        if batch_size is None or batch_size == size:
+            return
+        name = msg["name"]
+        indices = self.rows[name].indices if name in self.rows else jnp.arange(size)
+        msg["declared"] = (size, batch_size)
+        msg["args"] = (size, indices.shape[0])
+        msg["value"] = indices
+
+    def _read(self, msg: Any) -> None:
+        event_dim = msg["kwargs"].get("event_dim")
+        if event_dim is None:
+            return
+        whole = value = msg["value"]
+        argument = self.arguments.get(id(whole))
+        for each in [h for h in _PYRO_STACK if isinstance(h, plate)]:
+            axis = each.dim - event_dim
+            shape = jnp.shape(value)
+            if len(shape) < -axis or shape[axis] == 1:
+                continue
+            if argument is not None:
+                self.reads.append(Read(each.name, argument, axis))
+            if each.name not in self.rows:
+                continue  # all its rows; the plate checks their number
+            if shape[axis] != each.size:
+                raise ValueError(
+                    f"numpyro.subsample in the plate '{each.name}' of {each.size} rows: expected "
+                    f"that length along axis {axis}, got shape {shape}."
+                )
+            rows = self.rows[each.name]
+            ready = None
+            if argument is not None and value is whole:
+                ready = rows.slices.get((argument, axis))
+            value = jnp.take(value, rows.indices, axis) if ready is None else ready
+        if value is not whole:
+            msg["value"] = value
+            msg["kwargs"] = {**msg["kwargs"], "event_dim": None}  # the plates need not look again
+
+    def _weigh(self, msg: Any) -> None:
+        for frame in msg["cond_indep_stack"]:
+            rows = self.rows.get(frame.name)
+            if rows is not None and rows.weights is not None:
+                # The plate has multiplied by size / rows already, where they are fewer.
+                share = rows.weights * (rows.indices.shape[0] / rows.size)
+                column = share.reshape(-1, *(1,) * (-frame.dim - 1))
+                msg["scale"] = column if msg["scale"] is None else msg["scale"] * column
