@@ -7,6 +7,7 @@ is passed in, so other data of the same shapes compile nothing.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey
+from langevin_ppl.base import Array, Draws, GradientEstimator, LogDensity, PRNGKey
 from langevin_ppl.compilation import ONCE, QUICK, ahead
+from langevin_ppl.gradients import on_flat
 from langevin_ppl.loop import Monitor, Outcome, capacity_for, drive, repeat
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
@@ -24,6 +26,8 @@ from langevin_ppl.tree import Layout
 __all__ = [
     "Chains",
     "Plan",
+    "Probe",
+    "Source",
     "advance",
     "capacity_of",
     "phase_keys",
@@ -31,6 +35,40 @@ __all__ = [
     "prepare",
     "statistics",
 ]
+
+
+type Source = LogDensity | GradientEstimator
+"""Where a kernel has its gradients from: a pytree."""
+
+
+class Probe(NamedTuple):
+    """A thermometer along one direction, where the gradient noise is largest.
+
+    The momentum's square along it, of a kinetic kernel; of an overdamped one, the product of
+    position and estimated gradient, whose mean is the temperature as well (Stein's identity, or
+    the virial theorem), because a batch is drawn after the position that it is used at.
+
+    Attributes
+    ----------
+    direction
+        Unit vector in the frame of the inverse mass matrix, ``[dimension]``.
+    left, right
+        ``L^{-T}`` and ``L`` times it, ``[dimension]``.
+    centre
+        Where positions are measured from, ``[dimension]``.
+    """
+
+    direction: Array
+    left: Array
+    right: Array
+    centre: Array
+
+    def temperature(self, state: Any) -> Array:
+        """Temperature of one state; its mean over a run is what says something."""
+        if hasattr(state, "momentum"):
+            return jnp.square(state.momentum @ self.direction)
+        lever = (state.position - self.centre) @ self.left
+        return -lever * (state.logdensity_grad @ self.right)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +99,14 @@ class Plan:
     adaptation: Any = None
     capacity: int = 1024
 
-    def build(self, logdensity_fn: LogDensity, parameters: Mapping[str, Any]) -> Any:
+    def build(self, source: Source, parameters: Mapping[str, Any]) -> Any:
         """Build the algorithm on flat positions."""
         fixed = {name: value.value for name, value in self.fixed}
-        return self.algorithm.value(self.flat(logdensity_fn), **fixed, **parameters)
+        return self.algorithm.value(self.flat(source), **fixed, **parameters)
 
-    def flat(self, logdensity_fn: LogDensity) -> Callable[[Array], Array]:
-        """Log density of a flat position."""
-        return lambda position: logdensity_fn(self.layout.unravel(position))
+    def flat(self, source: Source) -> Any:
+        """Log density, or gradient estimator, of flat positions."""
+        return on_flat(source, self.layout)
 
     def axes(self, parameters: Mapping[str, Any]) -> dict[str, int | None]:
         """Axes over which to vmap the parameters."""
@@ -112,6 +150,8 @@ _FIELDS = {
     "grad_norm": "grad_norm",
     "taming_loss": "taming_loss",
     "swap_rate": "swap_rate",
+    "cycle": "cycle",
+    "log_weight": "log_weight",
     "energy": "energy",
     "energy_change": "energy_error",
     "num_integration_steps": "n_steps",
@@ -122,6 +162,7 @@ _REDUCTIONS: dict[str, Callable[[Array], Array]] = {
     "acceptance_rate": lambda rows: jnp.mean(rows, axis=0),
     "taming_loss": lambda rows: jnp.mean(rows, axis=0),
     "swap_rate": lambda rows: jnp.nanmean(rows, axis=0),
+    "temperature": lambda rows: jnp.mean(rows, axis=0),
     "n_steps": lambda rows: jnp.sum(rows, axis=0),
 }
 
@@ -167,21 +208,26 @@ def _chunk(
     start: Array,
     count: Array,
     keys: PRNGKey,
-    logdensity_fn: LogDensity,
+    source: Source,
     parameters: dict[str, Any],
     schedule: Any,
+    probe: Probe | None = None,
     *,
     plan: Plan,
     thinning: int,
 ) -> tuple[Any, Any]:
     adaptation = plan.adaptation
+    # No step has this number, so that no chain uses the key for itself.
+    common_key = jax.random.fold_in(keys[0], 2**32 - 1)
 
     def one(state: Any, key: PRNGKey, parameters: dict[str, Any], draw: Array) -> Any:
-        algorithm = plan.build(logdensity_fn, parameters)
-
         def move(state: Any, index: Array) -> tuple[Any, dict[str, Array]]:
+            algorithm = plan.build(_in_step(source, common_key, index), parameters)
             state, info = algorithm.step(jax.random.fold_in(key, index), state)
-            return state, statistics(state, info)
+            stats = statistics(state, info)
+            if probe is not None:
+                stats["temperature"] = probe.temperature(state)
+            return state, stats
 
         if thinning == 1:
             return move(state, draw)
@@ -203,6 +249,26 @@ def _chunk(
     return repeat(step, chains, start, count, plan.capacity)
 
 
+def _in_step(source: Source, common_key: PRNGKey, index: Array) -> Source:
+    """Estimator whose batches follow the run's counter, one for all chains where it says so.
+
+    The counter of a chain's state is its own: what depends on it would be computed for every chain,
+    and a branch on it would be no branch.
+    """
+    if not isinstance(source, GradientEstimator) or source.draw is None:
+        return source
+    draw = source.draw
+    if not source.shared:
+        return dataclasses.replace(source, draw=lambda rng_key, step: draw(rng_key, index))
+    key = jax.random.fold_in(common_key, index)
+    calls = itertools.count()  # a step that draws twice gets two batches
+
+    def common(rng_key: PRNGKey, step: Array) -> Any:
+        return draw(jax.random.fold_in(key, next(calls)), index)
+
+    return dataclasses.replace(source, draw=common)
+
+
 def _update(
     adaptation: Any, states: Any, stats: dict[str, Array], schedule: Any, index: Array, tuning: Any
 ) -> Any:
@@ -218,12 +284,13 @@ def _update(
 
 def prepare(
     keys: PRNGKey,
-    logdensity_fn: LogDensity,
+    source: Source,
     chains: Chains,
     parameters: Mapping[str, Any],
     plan: Plan,
     *,
     schedule: Any = None,
+    probe: Probe | None = None,
     thinning: int = 1,
 ) -> Callable[[], None]:
     """Compile what `advance` will run, while other work goes on; wait by calling the result.
@@ -233,19 +300,20 @@ def prepare(
     chains
         Their shapes.
     """
-    arguments = (chains, 0, 1, keys, logdensity_fn, dict(parameters), schedule)
+    arguments = (chains, 0, 1, keys, source, dict(parameters), schedule, probe)
     return ahead(_chunk, arguments, {"plan": plan, "thinning": thinning})[1]
 
 
 def advance(
     keys: PRNGKey,
-    logdensity_fn: LogDensity,
+    source: Source,
     chains: Chains,
     parameters: Mapping[str, Any],
     plan: Plan,
     *,
     num_steps: int,
     schedule: Any = None,
+    probe: Probe | None = None,
     thinning: int = 1,
     progress: bool = False,
     label: str = "sample",
@@ -258,8 +326,8 @@ def advance(
     ----------
     keys
         One for each chain; step ``i`` uses ``fold_in(key, i)``.
-    logdensity_fn
-        A pytree function of a position.
+    source
+        Log density or gradient estimator, a pytree.
     chains
         Where they are.
     parameters
@@ -270,6 +338,8 @@ def advance(
         Draws to keep of each chain, and steps for each of them.
     schedule
         What the plan's adaptation does in each step; None without one.
+    probe
+        Thermometer to read in every step, or None.
     progress, label, chunk, monitor
         As in `langevin_ppl.loop.drive`.
 
@@ -285,9 +355,10 @@ def advance(
             start,  # pyright: ignore[reportArgumentType]
             count,  # pyright: ignore[reportArgumentType]
             keys,
-            logdensity_fn,
+            source,
             dict(parameters),
             schedule,
+            probe,
             plan=plan,
             thinning=thinning,
         )

@@ -7,7 +7,7 @@ from langevin_ppl.gradients.control_variates import (
     control_variates,
     whole_hessian,
 )
-from langevin_ppl.gradients.exact import as_estimator, exact
+from langevin_ppl.gradients.exact import as_estimator, exact, on_flat
 from langevin_ppl.gradients.minibatch import Minibatch, minibatch
 from langevin_ppl.gradients.rows import (
     Draw,
@@ -33,6 +33,7 @@ __all__ = [
     "control_variates",
     "exact",
     "minibatch",
+    "on_flat",
     "reader_of",
     "svrg",
     "whole_hessian",

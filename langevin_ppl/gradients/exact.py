@@ -1,13 +1,15 @@
 """The exact gradient, from all the data."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from langevin_ppl.base import Estimate, GradientEstimator, LogDensity, Position, Target
+from langevin_ppl.base import Array, Estimate, GradientEstimator, LogDensity, Position, Target
+from langevin_ppl.tree import Layout
 
-__all__ = ["as_estimator", "exact"]
+__all__ = ["as_estimator", "exact", "on_flat"]
 
 
 def as_estimator(logdensity_fn: LogDensity | GradientEstimator) -> GradientEstimator:
@@ -31,6 +33,24 @@ def as_estimator(logdensity_fn: LogDensity | GradientEstimator) -> GradientEstim
         estimate=estimate,
         exact=True,
         logdensity_fn=logdensity_fn,
+    )
+
+
+def on_flat(source: LogDensity | GradientEstimator, layout: Layout) -> Any:
+    """Make a log density or an estimator one of flat positions."""
+    if not isinstance(source, GradientEstimator):
+        return lambda position: source(layout.unravel(position))
+
+    def estimate(batch: Any, position: Array, memory: Any) -> tuple[Estimate, Any]:
+        found, memory = source.estimate(batch, layout.unravel(position), memory)
+        return Estimate(found.logdensity, layout.ravel(found.gradient)), memory
+
+    whole = source.logdensity_fn
+    return dataclasses.replace(
+        source,
+        init=lambda position: source.init(layout.unravel(position)),
+        estimate=estimate,
+        logdensity_fn=None if whole is None else on_flat(whole, layout),
     )
 
 
