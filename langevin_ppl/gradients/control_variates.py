@@ -104,14 +104,15 @@ def _estimate(
 
 
 def _dot(a: Position, b: Position) -> Array:
-    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), start=jnp.zeros(()))
+    return jnp.vdot(ravel(a)[0], ravel(b)[0])
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlVariates:
     """What `control_variates` makes: a function from a target to an estimator.
 
-    Fields that are None are chosen during warm-up.
+    Fields that are None are chosen during warm-up. With ``fallback``, plain batches take its place
+    where there is no mode.
     """
 
     batch_size: Any
@@ -121,6 +122,7 @@ class ControlVariates:
     sampling: str
     shared: bool
     seed: int
+    fallback: bool = False
 
     def __call__(self, target: Any) -> GradientEstimator:
         """Make the estimator of a target."""
@@ -175,15 +177,17 @@ def _rows_of(target: Any, pinned: Any) -> dict[str, np.ndarray]:
     plates = target.plates
     if not isinstance(pinned, Mapping):
         pinned = dict.fromkeys(plates, pinned) if len(plates) == 1 else {"": pinned}
-    rows = {str(name): np.unique(np.asarray(numbers, int)) for name, numbers in pinned.items()}
+    rows = {str(name): np.unique(np.asarray(numbers)) for name, numbers in pinned.items()}
     for name, numbers in rows.items():
-        inside = name in plates and (numbers >= 0).all() and (numbers < plates[name].size).all()
-        if not inside or len(numbers) >= plates[name].size:
+        size = plates[name].size if name in plates else 0
+        whole = np.issubdtype(numbers.dtype, np.integer) or numbers.size == 0
+        inside = whole and (numbers >= 0).all() and (numbers < size).all()
+        if not inside or len(numbers) >= size:
             raise ValueError(
                 "control_variates: expected pinned to hold numbers of rows, fewer than all, of "
                 f"the plates {', '.join(plates)}, got {pinned!r}."
             )
-    return rows
+    return {name: numbers.astype(int) for name, numbers in rows.items()}
 
 
 def _checked(target: Any, centre: Any) -> Position:
@@ -283,6 +287,8 @@ def control_variates(
         raise ValueError(f"control_variates: expected order to be 1 or 2, got {order!r}.")
     if isinstance(pinned, bool) or (isinstance(pinned, int) and pinned < 0):
         raise ValueError(f"control_variates: expected a number of pinned rows, got {pinned!r}.")
+    if isinstance(pinned, np.integer):
+        pinned = int(pinned)
     in_blocks = sampling in ("blocks", "epochs")
     if not in_blocks and not (pinned is None or (isinstance(pinned, int) and pinned == 0)):
         raise ValueError(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.tree_util import all_leaves
 from numpyro.primitives import _PYRO_STACK, Messenger, plate
 
 from langevin_ppl.base import Array, Plate, Rows
@@ -38,6 +39,20 @@ def subsampled(trace: Mapping[str, Mapping[str, Any]]) -> dict[str, Plate]:
             if batch_size is not None and batch_size != size:
                 found[name] = Plate(int(size), int(batch_size))
     return found
+
+
+class _NoneSubsampled(Messenger):
+    """Refuse subsampled plates in the body of a loop, which hides them from handlers around it."""
+
+    def process_message(self, msg: Any) -> None:
+        """Look at a plate."""
+        if msg["type"] == "plate" and msg["args"][1] not in (None, msg["args"][0]):
+            raise ValueError(
+                f"The plate '{msg['name']}' is subsampled inside the body of scan or cond, where "
+                "its rows cannot be chosen. Make it before (rows = numpyro.plate(...)), read the "
+                "data there (with rows: x = numpyro.subsample(...)), and write `with rows:` in "
+                "the body."
+            )
 
 
 class OnRows(Messenger):
@@ -78,6 +93,12 @@ class OnRows(Messenger):
             self._weigh(msg)
         elif msg["type"] == "prng_key":
             self.asks_for_key = True
+        elif msg["type"] == "control_flow":
+            is_body = [callable(a) and all_leaves([a]) for a in msg["args"]]
+            msg["args"] = tuple(
+                _NoneSubsampled(a) if body else a
+                for a, body in zip(msg["args"], is_body, strict=True)
+            )
 
     def _fill(self, msg: Any) -> None:
         size, batch_size = msg["args"]

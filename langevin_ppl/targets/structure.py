@@ -113,7 +113,8 @@ def _refuse_leaks(
     code: Code, shapes: tuple[jax.ShapeDtypeStruct, ...], plates: dict[str, Plate]
 ) -> None:
     """Refuse sites that read the rows of a subsampled plate in which they are not."""
-    stacks: dict[str, set[str]] = {}
+    stacks: dict[str, dict[str, int]] = {}
+    factors: dict[str, tuple[int, ...]] = {}
 
     def terms(arrays: tuple[Array, ...], indices: Array, name: str) -> dict[str, Array]:
         args, kwargs = code.arguments(arrays)
@@ -129,33 +130,64 @@ def _refuse_leaks(
         for site, message in trace.items():
             if message["type"] == "sample":
                 values[site] = jnp.sum(message["fn"].log_prob(message["value"]))
+                inner = _innermost(message["fn"])
+                if isinstance(inner, Unit):
+                    factors[site] = tuple(inner.batch_shape)
+                    values[f"factor {site}"] = inner.log_factor
             elif message["type"] == "deterministic":
                 values[site] = message["value"]
-            stacks[site] = {frame.name for frame in message.get("cond_indep_stack", ())}
+            stacks[site] = {f.name: f.dim for f in message.get("cond_indep_stack", ())}
         return values
 
     for name, plate in plates.items():
         indices = jax.ShapeDtypeStruct((min(2, plate.size),), jnp.arange(1).dtype)
-        jaxpr, out = jax.make_jaxpr(functools.partial(terms, name=name), return_shape=True)(
-            shapes, indices
-        )
-        reads = _reached(jaxpr.jaxpr, 1)
-        for site, reads_rows in zip(sorted(out), reads, strict=True):
-            if reads_rows and name not in stacks[site]:
+        traced = jax.make_jaxpr(functools.partial(terms, name=name), return_shape=True)
+        with _named(
+            f"two rows of the subsampled plate '{name}', which the model has to read by "
+            "numpyro.subsample(y, event_dim=0) or y[index]"
+        ):
+            jaxpr, out = traced(shapes, indices)
+        reads = dict(zip(sorted(out), _reached(jaxpr.jaxpr, 1), strict=True))
+        for site, stack in stacks.items():
+            if reads.get(site) and name not in stack:
                 raise ValueError(
                     f"The site '{site}' reads the rows that the subsampled plate '{name}' chose, "
                     "and is not inside that plate: its rows would be counted wrongly, or go with "
                     "those of another plate. Move it into the plate."
                 )
+            shape = factors.get(site, ())
+            if reads.get(f"factor {site}") and (
+                len(shape) < -stack[name] or shape[stack[name]] == 1
+            ):
+                raise ValueError(
+                    f"The factor '{site}' adds up the rows of the subsampled plate '{name}' around "
+                    "it, which would count the sum once for each row. Give it the terms of the "
+                    f"rows, along axis {stack[name]}, without their sum."
+                )
 
 
 def _reached(jaxpr: Any, number: int) -> list[bool]:
     """Whether each output depends on any of the last ``number`` inputs."""
-    depends = set(jaxpr.invars[len(jaxpr.invars) - number :])
+    first = len(jaxpr.invars) - number
+    return _depends(jaxpr, [place >= first for place in range(len(jaxpr.invars))])
+
+
+def _depends(jaxpr: Any, marked: list[bool]) -> list[bool]:
+    """Whether each output depends on any marked input."""
+    depends = {v for v, mark in zip(jaxpr.invars, marked, strict=True) if mark}
+
+    def marks(variables: Any) -> list[bool]:
+        return [not isinstance(v, Literal) and v in depends for v in variables]
+
     for equation in jaxpr.eqns:
-        if any(v in depends for v in equation.invars if not isinstance(v, Literal)):
-            depends.update(equation.outvars)
-    return [not isinstance(v, Literal) and v in depends for v in jaxpr.outvars]
+        reads = marks(equation.invars)
+        if not any(reads):
+            continue
+        reached = [True] * len(equation.outvars)
+        if equation.primitive.name in ("jit", "pjit"):  # not every output reads every input
+            reached = _depends(equation.params["jaxpr"].jaxpr, reads)
+        depends.update(v for v, yes in zip(equation.outvars, reached, strict=True) if yes)
+    return marks(jaxpr.outvars)
 
 
 def _structure(
