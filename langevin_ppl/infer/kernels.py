@@ -22,6 +22,7 @@ __all__ = [
     "Irreversible",
     "LeimkuhlerMatthews",
     "SplitGHMC",
+    "CyclicalSGLD",
 ]
 
 
@@ -131,3 +132,9 @@ class KLMC(Langevin):
     """`langevin_ppl.klmc`: biased, of the order of the step size."""
 
     kernel = kernels.klmc
+
+
+class CyclicalSGLD(Langevin):
+    """`langevin_ppl.cyclical_sgld`: biased; draws while it explores have weight zero."""
+
+    kernel = kernels.cyclical_sgld

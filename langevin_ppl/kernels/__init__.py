@@ -1,5 +1,15 @@
 """Kernels: how a chain moves. One family a file; each name is a short composition."""
 
+from langevin_ppl.kernels.amagold import AmagoldState, amagold
+from langevin_ppl.kernels.exploring import (
+    ContourInfo,
+    ContourState,
+    CycleInfo,
+    ExchangeState,
+    contour_sgld,
+    cyclical_sgld,
+    replica_exchange,
+)
 from langevin_ppl.kernels.kernel import Kernel, KernelInfo, KernelState, check_burn_in
 from langevin_ppl.kernels.kinetic import KineticState, ghmc, split_ghmc
 from langevin_ppl.kernels.overdamped import irreversible, leimkuhler_matthews, mala, ula
@@ -13,15 +23,23 @@ from langevin_ppl.kernels.tempering import (
 )
 
 __all__ = [
+    "AmagoldState",
+    "ContourInfo",
+    "ContourState",
+    "CycleInfo",
+    "ExchangeState",
     "Kernel",
     "KernelInfo",
     "KernelState",
     "KineticState",
     "ReplicaInfo",
     "ReplicaState",
+    "amagold",
     "annealed",
     "baoab",
     "check_burn_in",
+    "contour_sgld",
+    "cyclical_sgld",
     "ghmc",
     "irreversible",
     "klmc",
@@ -30,6 +48,7 @@ __all__ = [
     "mtula",
     "obabo",
     "parallel_tempering",
+    "replica_exchange",
     "split_ghmc",
     "splitting",
     "stula",

@@ -89,6 +89,21 @@ class KernelInfo(NamedTuple):
     is_accepted: Array | None = None
 
 
+BOUNDS = {
+    "correction_share": (1.0, np.inf),
+    "cycle_length": (1.0, np.inf),
+    "exploration": (0.0, 1.0),
+    "frequency": (0.0, np.inf),
+    "gain": (0.0, np.inf),
+    "gain_offset": (0.0, np.inf),
+    "gain_power": (0.0, 1.0),
+    "location": (-np.inf, np.inf),
+    "smoothing": (0.0, 1.0),
+    "taming": (0.0, np.inf),
+    "zeta": (0.0, np.inf),
+}
+"""Least and largest value of parameters that may be zero or negative, or are bounded above."""
+
 type Draw = Callable[[PRNGKey, Any, GradientEstimator], Randomness]
 type Transition = Callable[..., tuple[Any, Any]]
 
@@ -114,6 +129,9 @@ class Kernel:
         Whether the stationary law is the target at any step size.
     target_acceptance_rate
         What the step size of an adjusted kernel is tuned to, else None.
+    amortised
+        Whether the Metropolis test looks up the density of all the data itself, so that gradients
+        may be estimates.
     tuner
         The adjusted kernel by which warm-up tunes this one; itself if it is adjusted.
     tuner_share
@@ -149,6 +167,7 @@ class Kernel:
         *,
         exact: bool,
         target_acceptance_rate: float | None = None,
+        amortised: bool = False,
         tuner: "Kernel | None" = None,
         tuner_share: float = 0.25,
         max_step_size: float | None = None,
@@ -168,6 +187,7 @@ class Kernel:
         self.draw = draw
         self.exact = exact
         self.target_acceptance_rate = target_acceptance_rate
+        self.amortised = amortised
         self.tuner = self if tuner is None else tuner
         self.tuner_share = tuner_share
         self.max_step_size = max_step_size
@@ -296,12 +316,9 @@ class Kernel:
                         f"{np.shape(prepared[name])}."
                     )
                 check_positive(self, name, prepared[name])
-        for name in ("frequency", "taming", "location"):
+        for name, bounds in BOUNDS.items():
             if name in prepared:
-                least = -np.inf if name == "location" else 0.0
-                check_finite(self, name, prepared[name], least)
-        if "smoothing" in prepared:
-            check_finite(self, "smoothing", prepared["smoothing"], 0.0, 1.0)
+                check_finite(self, name, prepared[name], *bounds)
         if "noise_estimate" in prepared:
             friction = prepared["friction"]
             most = np.inf if isinstance(friction, Tracer) else float(friction)
@@ -315,7 +332,13 @@ class Kernel:
 
     def _estimator(self, logdensity_fn: LogDensity | GradientEstimator) -> GradientEstimator:
         estimator = as_estimator(logdensity_fn)
-        if self.target_acceptance_rate is not None and not estimator.exact:
+        if self.amortised:
+            if estimator.logdensity_fn is None:
+                raise ValueError(
+                    f"{self!r} has a Metropolis test by the log density of all the data; expected "
+                    "a gradient estimator with a logdensity_fn, got one without."
+                )
+        elif self.target_acceptance_rate is not None and not estimator.exact:
             raise ValueError(
                 f"{self!r} has a Metropolis test, which needs the log density of all the data; "
                 "the gradient estimator that came reads a part of it. Use the unadjusted "

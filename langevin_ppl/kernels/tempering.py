@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -154,7 +154,6 @@ def parallel_tempering(kernel: Kernel, temperatures: Sequence[float]) -> Kernel:
 @functools.cache
 def _parallel(kernel: Kernel, temperatures: tuple[float, ...]) -> Kernel:
     number = len(temperatures)
-    betas = 1.0 / np.asarray(temperatures)
 
     def state(
         position: Position, logdensity: Array, logdensity_grad: Position, step: Array, memory: Any
@@ -163,25 +162,17 @@ def _parallel(kernel: Kernel, temperatures: tuple[float, ...]) -> Kernel:
         return ReplicaState(*common, copies(kernel.state(*common), number))
 
     def draw(rng_key: PRNGKey, state: ReplicaState, gradient: GradientEstimator) -> Randomness:
-        key_swap, *keys = jax.random.split(rng_key, number + 1)
-        draws = [kernel.draw(key, coldest(state.replicas), gradient) for key in keys]
-        # One batch for all, so that replicas are swapped by the same density.
-        noise = jnp.stack([each.noise for each in draws])
-        return Randomness((noise, jax.random.uniform(key_swap, (number - 1,))), draws[0].batch)
+        return drawn(kernel, rng_key, state.replicas, gradient, number)
 
     def transition(
         randomness: Randomness, state: ReplicaState, gradient: GradientEstimator, **parameters: Any
     ) -> tuple[ReplicaState, ReplicaInfo]:
-        noise, uniforms = randomness.noise
-        beta = jnp.asarray(betas, jnp.asarray(state.logdensity).dtype)
-
-        def move(noise: Array, replica: Any, temperature: Array) -> tuple[Any, KernelInfo]:
-            own = Randomness(noise, randomness.batch)
-            return kernel.transition(own, replica, gradient, temperature=temperature, **parameters)
-
-        replicas, infos = jax.vmap(move)(
-            noise, state.replicas, jnp.asarray(temperatures, beta.dtype)
+        (noise, uniforms), batch = randomness
+        heats = jnp.asarray(temperatures, jnp.asarray(state.logdensity).dtype)
+        replicas, infos = stepped(
+            kernel, Randomness(noise, batch), state.replicas, gradient, heats, parameters
         )
+        beta = 1.0 / heats
         log_ratio = -jnp.diff(beta) * jnp.diff(replicas.logdensity)
         replicas, rates = swapped(replicas, log_ratio, uniforms, beta, state.step)
         cold = coldest(replicas)
@@ -230,6 +221,34 @@ def copies(state: Any, number: int) -> Any:
 def coldest(replicas: Any) -> Any:
     """What belongs to the first temperature."""
     return jax.tree.map(lambda leaf: leaf[0], replicas)
+
+
+def drawn(
+    kernel: Kernel, rng_key: PRNGKey, replicas: Any, gradient: GradientEstimator, number: int
+) -> Randomness:
+    """Noise of all replicas with the uniforms of the swaps, and a batch."""
+    key_swap, *keys = jax.random.split(rng_key, number + 1)
+    draws = [kernel.draw(key, coldest(replicas), gradient) for key in keys]
+    noise = jnp.stack([each.noise for each in draws])
+    # One batch for all, which is read once, and by which replicas can be compared.
+    return Randomness((noise, jax.random.uniform(key_swap, (number - 1,))), draws[0].batch)
+
+
+def stepped(
+    kernel: Kernel,
+    randomness: Randomness,
+    replicas: Any,
+    gradient: GradientEstimator,
+    temperatures: Array,
+    parameters: Mapping[str, Any],
+) -> tuple[Any, KernelInfo]:
+    """Move every replica at its temperature; states and infos with a leading axis."""
+
+    def move(noise: Array, replica: Any, temperature: Array) -> tuple[Any, KernelInfo]:
+        own = Randomness(noise, randomness.batch)
+        return kernel.transition(own, replica, gradient, temperature=temperature, **parameters)
+
+    return jax.vmap(move)(randomness.noise, replicas, temperatures)
 
 
 def replica_info(infos: KernelInfo, cold: Any, rates: Array) -> ReplicaInfo:
