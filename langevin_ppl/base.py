@@ -34,6 +34,7 @@ from jax.typing import ArrayLike
 __all__ = [
     "Array",
     "ArrayLike",
+    "BiasWarning",
     "ConvergenceWarning",
     "DivergenceWarning",
     "Draws",
@@ -220,6 +221,10 @@ class Draws(NamedTuple):
 
 class DivergenceWarning(UserWarning):
     """A chain left the finite numbers, or a Metropolis proposal was far off."""
+
+
+class BiasWarning(UserWarning):
+    """Draws are biased by more than a tenth of a posterior sd, or their spread is inflated."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -12,6 +12,7 @@ import numpy as np
 from langevin_ppl import run
 from langevin_ppl.arguments import (
     check_counts,
+    check_gradient,
     check_groups,
     check_key,
     check_labels,
@@ -21,13 +22,28 @@ from langevin_ppl.arguments import (
     earlier_parameters,
     earlier_positions,
 )
-from langevin_ppl.base import ConvergenceWarning, DivergenceWarning, Draws, PRNGKey
+from langevin_ppl.base import (
+    BiasWarning,
+    ConvergenceWarning,
+    DivergenceWarning,
+    Draws,
+    PRNGKey,
+)
 from langevin_ppl.convergence import Converged, Convergence, flattened, judge, summarise, watch
 from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
 from langevin_ppl.kernels import Kernel, check_burn_in, ghmc, split_ghmc
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.tree import Layout
-from langevin_ppl.warmup import DENSE_LIMIT, MAX_TAMING_LOSS, Request, Tuned, traits, tune
+from langevin_ppl.trust import measured_temperature, of_gaussian, reweighted, too_hot, trust
+from langevin_ppl.warmup import (
+    DENSE_LIMIT,
+    MAX_TAMING_LOSS,
+    Request,
+    Tuned,
+    by_noise,
+    traits,
+    tune,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,6 +67,9 @@ it is rare. A trajectory of HMC that diverges is not, so for BlackJAX's kernels 
 MAX_ROUNDING = 0.1
 """Rounding of the log density above which a Metropolis test is not called exact without doubt."""
 
+MAX_THINNING = 10
+"""Most steps for a draw, unless it is said otherwise."""
+
 MAX_ATTRIBUTE_SIZE = 32
 """Largest array that is spelled out in an attribute."""
 
@@ -58,13 +77,14 @@ MAX_ATTRIBUTE_SIZE = 32
 def sample(
     rng_key: PRNGKey,
     target: Any,
-    kernel: Any = split_ghmc,
+    kernel: Any = None,
     *,
+    gradient: Any = None,
     num_chains: int = 4,
     num_warmup: int | None = None,
     num_samples: int | None = None,
     until: Converged | None = None,
-    thinning: int = 1,
+    thinning: int | None = None,
     initial: Any = None,
     parameters: Any = None,
     groups: Sequence[str] = (),
@@ -76,11 +96,12 @@ def sample(
 ) -> "xr.DataTree":
     """Sample a target with a kernel.
 
-    With nothing else said, `split_ghmc` runs around a Gaussian that warm-up fits. A kernel of
-    this library is started at modes found by L-BFGS and Newton's method and tuned during
-    warm-up: step size by dual averaging, metric by windows pooled over chains. An unadjusted
-    kernel is tuned through its Metropolis-adjusted sibling and then runs at a smaller step (see
-    Notes). Any BlackJAX algorithm may take the kernel's place and gets BlackJAX's own adaptation.
+    With nothing else said, `split_ghmc` runs around a Gaussian that warm-up fits, or, where the
+    model has a subsampled plate, `ubu` with `control_variates`. A kernel of this library is
+    started at modes found by L-BFGS and Newton's method. With all the data it is tuned during
+    warm-up: step size by dual averaging, metric by windows pooled over chains; an unadjusted
+    kernel through its Metropolis-adjusted sibling, and it then runs at a smaller step (see Notes).
+    Any BlackJAX algorithm may take the kernel's place and gets BlackJAX's own adaptation.
 
     Parameters
     ----------
@@ -90,6 +111,11 @@ def sample(
         Made by `target` or `density`.
     kernel
         A kernel of this library or of BlackJAX.
+    gradient
+        From how much data the kernel sees the gradient: `exact`, `minibatch`, `control_variates`,
+        `svrg`, or a `GradientEstimator`. By default all the data, unless the model has a subsampled
+        plate; then `control_variates`, or plain batches where there is no mode. With less than all
+        the data the step size follows from the noise of the gradient, measured at the mode.
     num_chains
         Number of chains, vmapped and spread over the devices.
     num_warmup
@@ -101,7 +127,8 @@ def sample(
     until
         Stop as soon as draws are enough, ``lp.converged(ess=400, rhat=1.01)``.
     thinning
-        Steps for each draw that is kept.
+        Steps for each draw that is kept: 1 by default, and as many as a unit of time takes, at most
+        10, where the step size follows from the gradient noise.
     initial
         Where to start: the DataTree of an earlier run (its last positions), or unconstrained
         positions with a leading axis ``chain``.
@@ -145,6 +172,8 @@ def sample(
         If ``converged`` is 0.
     DivergenceWarning
         If a chain left the finite numbers, or proposals diverged.
+    BiasWarning
+        If gradient noise has heated the draws, so that posterior sds are too large.
 
     Notes
     -----
@@ -171,17 +200,19 @@ def sample(
         raise TypeError(f"until: expected langevin_ppl.converged(...), got {until!r}.")
     if num_samples is None:
         num_samples = DEFAULT_SAMPLES if until is None else MAX_SAMPLES
-    check_counts(1, num_chains=num_chains, num_samples=num_samples, thinning=thinning)
-    check_counts(1, **({} if chunk is None else {"chunk": chunk}))
+    check_counts(1, num_chains=num_chains, num_samples=num_samples)
+    optional = {"chunk": chunk, "thinning": thinning}
+    check_counts(1, **{name: value for name, value in optional.items() if value is not None})
+    kernel, gradient = check_gradient(kernel, target, gradient)
+    layout = Layout.of(target.prototype)
     if num_warmup is None:
         reused = initial is not None and parameters is not None
-        num_warmup = 0 if reused else default_warmup(kernel, Layout.of(target.prototype))
+        num_warmup = 0 if reused else default_warmup(kernel, layout, gradient is not None)
     check_counts(0, num_warmup=num_warmup)
     check_burn_in(kernel, num_warmup)
     check_groups(groups, target, num_warmup)
     check_labels(target)
     check_tuning(kernel, metric, target_acceptance_rate)
-    layout = Layout.of(target.prototype)
     earlier, per_chain = earlier_parameters(parameters, num_chains)
     given = {**earlier, **kernel_parameters}
     request = Request(
@@ -196,11 +227,13 @@ def sample(
         target_acceptance_rate=target_acceptance_rate,
         capacity=run.capacity_of(layout, num_chains),
         keep_warmup="warmup_posterior" in groups,
-        thinning=thinning,
+        thinning=thinning or 1,
         progress=progress,
+        gradient=gradient,
     )
     start_keys, warmup_keys, sample_keys, key_export = run.phase_keys(rng_key, num_chains)
-    tuned = tune(start_keys, warmup_keys, request)
+    tuned = (tune if gradient is None else by_noise)(start_keys, warmup_keys, request)
+    thinning = thinning or _default_thinning(tuned)
     warmed = time.perf_counter()
 
     def confirm(positions: np.ndarray) -> Convergence:
@@ -209,21 +242,31 @@ def sample(
 
     draws = run.advance(
         sample_keys,
-        target.logdensity_fn,
+        target.logdensity_fn if tuned.source is None else tuned.source,
         run.Chains(tuned.states),
         tuned.parameters,
         tuned.plan,
         num_steps=num_samples,
+        probe=tuned.probe,
         thinning=thinning,
         progress=progress,
         chunk=chunk,
         monitor=None if until is None else watch(until, num_samples, confirm),
     )
     sampled = time.perf_counter()
+    draws, effective_share = reweighted(draws)
     posterior = variables(target, layout, draws.positions)
     attributes = _describe(request, tuned, draws, thinning)
     attributes |= {"warmup_time": warmed - began, "sampling_time": sampled - warmed}
-    attributes |= _verdict(posterior, tuned, draws, until or Converged())
+    if effective_share is not None:
+        attributes["weighted"] = (
+            "draws were resampled in proportion to their weights, an effective share of "
+            f"{effective_share:.3g}"
+        )
+    attributes |= of_gaussian(tuned.log_weights) if tuned.log_weights is not None else {}
+    attributes |= measured_temperature(draws, attributes["temperature"])
+    attributes |= _verdict(posterior, tuned, draws, until or Converged(), attributes)
+    attributes["trust"] = trust(request, attributes)
     _warn(kernel, draws, attributes)
     return to_datatree(
         collect_groups(
@@ -243,11 +286,13 @@ def sample(
     )
 
 
-def default_warmup(kernel: Any, layout: Layout) -> int:
+def default_warmup(kernel: Any, layout: Layout, stochastic: bool = False) -> int:
     """Warm-up steps: fewer for kinetic kernels, which mix fast, more without a Hessian's help."""
     if layout.dimension > DENSE_LIMIT:
         return LARGE_WARMUP
-    return KINETIC_WARMUP if kernel is split_ghmc or kernel is ghmc else DEFAULT_WARMUP
+    kinetic = isinstance(kernel, Kernel) and "friction" in kernel.parameters
+    short = kernel is split_ghmc or kernel is ghmc or (stochastic and kinetic)
+    return KINETIC_WARMUP if short else DEFAULT_WARMUP
 
 
 def _describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> dict[str, Any]:
@@ -263,14 +308,15 @@ def _describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> di
         "kernel": known.name.removeprefix("langevin_ppl."),
         "target": request.target.description,
         "parameters": {k: _short(v) for k, v in _reported(tuned).items()},
-        "gradient_estimator": "exact",
+        "gradient_estimator": tuned.estimator,
         "temperature": float(tuned.parameters.get("temperature", 1.0)),
         "num_chains": num_chains,
         "num_warmup": request.num_warmup,
         "num_samples": num_samples,
         "thinning": thinning,
         "precision": str(request.layout.dtype),
-        "exact": known.exact,
+        "exact": known.exact
+        and (tuned.source is None or tuned.source.exact or _amortised(request)),
         "incomplete": not draws.complete,
         **tuned.notes,
     }
@@ -278,10 +324,20 @@ def _describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> di
         attributes["summed_out"] = list(request.target.summed_out)
     if gradients is not None and tuned.num_gradient_evaluations is not None:
         attributes["num_gradient_evaluations"] = gradients + tuned.num_gradient_evaluations
+    if tuned.passes_per_step is not None:
+        made = request.num_warmup + num_samples * thinning
+        attributes["num_passes"] = tuned.passes + num_chains * made * tuned.passes_per_step
     doubt = _rounding_doubt(draws, request.layout)
     if known.exact and doubt:
         attributes["exact_doubtful"] = doubt
     return attributes
+
+
+def _default_thinning(tuned: Tuned) -> int:
+    """Steps that a unit of time takes, in which a draw moves by about a standard deviation."""
+    if "step_size_rule" not in tuned.notes or tuned.source is None:
+        return 1
+    return min(MAX_THINNING, max(1, math.ceil(1.0 / float(tuned.parameters["step_size"]))))
 
 
 def _reported(tuned: Tuned) -> dict[str, Any]:
@@ -300,11 +356,15 @@ def _reported(tuned: Tuned) -> dict[str, Any]:
 
 
 def _verdict(
-    posterior: Mapping[str, Any], tuned: Tuned, draws: Draws, rule: Converged
+    posterior: Mapping[str, Any],
+    tuned: Tuned,
+    draws: Draws,
+    rule: Converged,
+    attributes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Whether to trust the draws, why not, and what to try."""
     seen, shortage = judge(posterior, rule)
-    doubts = list(tuned.doubts)
+    doubts = [*tuned.doubts, *too_hot(attributes)]
     verdict: dict[str, Any] = {
         "min_ess": seen.ess,
         "min_ess_squares": seen.ess_squares,
@@ -384,6 +444,8 @@ def _warn(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
         )
     if not attributes["converged"]:
         warnings.warn(f"{name}: {attributes['advice']}", ConvergenceWarning, stacklevel=3)
+    for sentence in too_hot(attributes):
+        warnings.warn(f"{name}: {sentence}", BiasWarning, stacklevel=3)
     diverging = np.asarray(draws.stats["diverging"])
     lost = ~np.isfinite(draws.positions).all(axis=(1, 2))
     message = ""

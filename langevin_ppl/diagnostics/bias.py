@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from langevin_ppl import gradients
 from langevin_ppl.arguments import check_key
-from langevin_ppl.base import PRNGKey, check_number
+from langevin_ppl.base import BiasWarning, PRNGKey, check_number
 from langevin_ppl.convergence import converged
 from langevin_ppl.convergence.ranks import ess as effective
 from langevin_ppl.convergence.ranks import split_chains
@@ -17,10 +18,6 @@ __all__ = ["BiasWarning", "bias"]
 
 WARNED = 0.1
 """Bias, in posterior standard deviations, from which `bias` warns."""
-
-
-class BiasWarning(UserWarning):
-    """Draws of an inexact kernel are biased by more than a tenth of a posterior sd."""
 
 
 class Moments(NamedTuple):
@@ -129,6 +126,7 @@ def bias(
         )
     arguments = {"num_chains": posterior.sizes["chain"], **sample_arguments}
     arguments.setdefault("until", converged(ess=ess))
+    arguments.setdefault("gradient", gradients.exact())
     exact = sample(rng_key, target, initial=idata, **arguments)
     if not exact.attrs["exact"]:
         raise ValueError(

@@ -7,7 +7,7 @@ from langevin_ppl.gradients.control_variates import (
     control_variates,
     whole_hessian,
 )
-from langevin_ppl.gradients.exact import as_estimator, exact, on_flat
+from langevin_ppl.gradients.exact import Exact, as_estimator, exact, on_flat
 from langevin_ppl.gradients.minibatch import Minibatch, minibatch
 from langevin_ppl.gradients.rows import (
     Draw,
@@ -23,6 +23,7 @@ __all__ = [
     "Centre",
     "ControlVariates",
     "Draw",
+    "Exact",
     "Minibatch",
     "PlateReader",
     "Reader",

@@ -1,7 +1,6 @@
 """The exact gradient, from all the data."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,12 +53,26 @@ def on_flat(source: LogDensity | GradientEstimator, layout: Layout) -> Any:
     )
 
 
-def exact() -> Callable[[Target], GradientEstimator]:
-    """Exact gradient of a target: the default of every kernel.
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """What `exact` makes: a function from a target to its estimator."""
+
+    def __call__(self, target: Target) -> GradientEstimator:
+        """Make the estimator of a target."""
+        return as_estimator(target.logdensity_fn)
+
+    def __str__(self) -> str:
+        return "exact"
+
+
+def exact() -> Exact:
+    """Exact gradient of a target: the default, unless the model has a subsampled plate.
 
     Returns
     -------
-    A function from a target to its estimator.
+    Exact
+        A function from a target to its estimator: for ``gradient=`` of `langevin_ppl.sample`, or
+        ``target.gradient(...)``.
 
     Examples
     --------
@@ -68,4 +81,4 @@ def exact() -> Callable[[Target], GradientEstimator]:
     >>> target.gradient(lp.exact()).exact
     True
     """
-    return lambda target: as_estimator(target.logdensity_fn)
+    return Exact()

@@ -39,10 +39,14 @@ class Minibatch:
     shared: bool
     seed: int
 
-    def __call__(self, target: Any) -> GradientEstimator:
-        """Make the estimator of a target."""
+    def reader(self, target: Any) -> Reader:
+        """Make the rows of a target ready."""
         sizes = batch_sizes_of("minibatch", target, self.batch_size)
-        reader = reader_of(target, sizes, self.sampling, self.seed)
+        return reader_of(target, sizes, self.sampling, self.seed)
+
+    def __call__(self, target: Any, reader: Reader | None = None) -> GradientEstimator:
+        """Make the estimator of a target."""
+        reader = self.reader(target) if reader is None else reader
         return GradientEstimator(
             init=Partial(no_memory),
             draw=Draw.of(reader),

@@ -12,7 +12,14 @@ from langevin_ppl.fit import minimize
 from langevin_ppl.tree import all_finite
 from langevin_ppl.warmup.moments import square_root
 
-__all__ = ["DENSE_LIMIT", "Search", "Start", "laplace_start", "search_modes"]
+__all__ = [
+    "DENSE_LIMIT",
+    "Search",
+    "Start",
+    "curvature_factor",
+    "laplace_start",
+    "search_modes",
+]
 
 DENSE_LIMIT = 500
 """Largest dimension in which curvature and metric are dense matrices: the Hessian then costs 1000
@@ -109,7 +116,21 @@ def _curvature(logdensity_fn: Callable[[Array], Array], position: Array) -> _Cur
     """
     (value, gradient), tangent = jax.linearize(jax.value_and_grad(logdensity_fn), position)
     rows = jax.vmap(lambda v: tangent(v)[1])(jnp.eye(position.size, dtype=position.dtype))
-    hessian = -0.5 * (rows + rows.T)
+    factor, inverse, positive = curvature_factor(0.5 * (rows + rows.T))
+    positive &= all_finite(factor, inverse, value, gradient)
+    return _Curvature(value, gradient, factor, inverse, positive)
+
+
+def curvature_factor(hessian: Array) -> tuple[Array, Array, Array]:
+    """Square root of the inverse of the negative Hessian, its inverse, and whether it is one.
+
+    Parameters
+    ----------
+    hessian
+        Symmetric ``[dimension, dimension]``. Of a saddle, the eigenvalues are taken without their
+        signs.
+    """
+    hessian = -hessian
     diagonal = jnp.diagonal(hessian)
     scale = 1.0 / jnp.sqrt(jnp.where(diagonal == 0, 1.0, jnp.abs(diagonal)))
     eigenvalues, vectors = jnp.linalg.eigh(scale[:, None] * hessian * scale)
@@ -118,8 +139,7 @@ def _curvature(logdensity_fn: Callable[[Array], Array], position: Array) -> _Cur
     safe = jnp.maximum(jnp.abs(eigenvalues), jnp.where(positive, MIN_EIGENVALUE, MIN_STEEPNESS))
     factor = scale[:, None] * vectors / jnp.sqrt(safe)
     inverse = jnp.sqrt(safe)[:, None] * vectors.T / scale
-    positive &= all_finite(factor, inverse, value, gradient)
-    return _Curvature(value, gradient, factor, inverse, positive)
+    return factor, inverse, positive & all_finite(factor, inverse)
 
 
 class Search(NamedTuple):

@@ -33,6 +33,7 @@ __all__ = [
     "Request",
     "Setup",
     "Tuned",
+    "check_valid",
     "finding",
     "set_up",
     "tune",
@@ -76,6 +77,9 @@ class Request(NamedTuple):
         Length of the buffers of a chunk, and steps for each draw, of the run that follows.
     keep_warmup, progress
         Whether to keep the draws of the warm-up, and to show a bar.
+    gradient
+        Function from the target to an estimator that reads a part of the data, or such an
+        estimator; None for the exact gradient.
     """
 
     target: Any
@@ -91,6 +95,7 @@ class Request(NamedTuple):
     thinning: int = 1
     keep_warmup: bool = False
     progress: bool = False
+    gradient: Any = None
 
 
 class Tuned(NamedTuple):
@@ -108,6 +113,17 @@ class Tuned(NamedTuple):
         Facts for the attributes of the run.
     doubts
         Sentences on what went wrong: a run that has one is not called converged.
+    source
+        The gradient estimator; None where it is the target's log density.
+    probe
+        Thermometer along the direction of the largest gradient noise, or None.
+    estimator
+        Name of the gradient estimator.
+    passes, passes_per_step
+        Gradients of rows over the number of rows: of the warm-up's search, and of a step of a
+        chain; None where that is not known.
+    log_weights
+        Log weights of draws of the Gaussian at the mode, ``[draw]``, or None.
     """
 
     plan: run.Plan
@@ -117,6 +133,12 @@ class Tuned(NamedTuple):
     num_gradient_evaluations: int | None
     notes: dict[str, Any]
     doubts: tuple[str, ...] = ()
+    source: Any = None
+    probe: run.Probe | None = None
+    estimator: str = "exact"
+    passes: float = 0.0
+    passes_per_step: float | None = None
+    log_weights: np.ndarray | None = None
 
 
 def tune(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
@@ -218,7 +240,7 @@ def _begin(
     wait_for_running = prepare(begun_shapes.chains)
     wait_for_find()
     found = find(keys, logdensity_fn, data, **options)
-    _check_valid(request, found)
+    check_valid(request, found)
     wait_for_begin()
     begun = begin(keys, logdensity_fn, found, parameters, first, plan=plan)
     wait_for_running()
@@ -236,7 +258,8 @@ def finding(request: Request, plan: run.Plan, *, search: bool) -> tuple[Any, dic
     return data, {"propose": propose, "plan": plan, "search": search}
 
 
-def _check_valid(request: Request, found: Found) -> None:
+def check_valid(request: Request, found: Found) -> None:
+    """Refuse starting positions where the density is not finite."""
     valid = np.asarray(found.valid)
     if not valid.all():
         chain = int(np.argmin(valid))
@@ -482,7 +505,7 @@ def _by_blackjax(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     plan = run.Plan(Static(request.kernel), request.layout, fixed, capacity=request.capacity)
     data, options = finding(request, plan, search=False)
     found = find(start_keys, request.target.logdensity_fn, data, **options)
-    _check_valid(request, found)
+    check_valid(request, found)
     adapted = adapt_chains(
         keys, request.target.logdensity_fn, found.positions, arrays, plan, request.num_warmup
     )

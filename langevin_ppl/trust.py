@@ -1,0 +1,117 @@
+"""How far the draws of a run can be trusted, beyond what their own spread says."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from langevin_ppl.approximation import smooth
+from langevin_ppl.base import Draws
+from langevin_ppl.warmup import Request
+
+__all__ = ["measured_temperature", "of_gaussian", "reweighted", "too_hot", "trust"]
+
+HOT = 1.3
+"""Measured temperature along the noisiest direction, in units of the target's, from which the
+standard deviations are said to be inflated."""
+
+CONFIDENCE = 3.0
+"""Standard errors by which the temperature must be above that."""
+
+LAPLACE_K = 0.5
+"""Pareto k below which importance sampling from the Gaussian at the mode needs no chain."""
+
+
+def reweighted(draws: Draws) -> tuple[Draws, float | None]:
+    """Resample every chain in proportion to the weights of its draws, in their order.
+
+    Returns
+    -------
+    draws, effective_share
+        As they are, and None, where there are no weights.
+    """
+    if "log_weight" not in draws.stats:
+        return draws, None
+    log_weights = np.asarray(draws.stats["log_weight"], np.float64)
+    number = log_weights.shape[1]
+    places = (np.arange(number) + 0.5) / number
+    rows, shares = [], []
+    for chain in log_weights:
+        usable = np.where(np.isnan(chain), -np.inf, chain)
+        if not np.isfinite(usable).any():
+            rows.append(np.arange(number))
+            shares.append(0.0)
+            continue
+        weights = np.exp(usable - usable.max())
+        weights /= weights.sum()
+        shares.append(1.0 / (number * np.sum(weights**2)))
+        rows.append(np.minimum(np.searchsorted(np.cumsum(weights), places), number - 1))
+    chosen = np.stack(rows)
+
+    def take(values: Any) -> np.ndarray:
+        values = np.asarray(values)
+        return np.take_along_axis(
+            values, chosen.reshape(*chosen.shape, *(1,) * (values.ndim - 2)), axis=1
+        )
+
+    stats = {name: take(values) for name, values in draws.stats.items()}
+    return draws._replace(positions=take(draws.positions), stats=stats), float(np.mean(shares))
+
+
+def of_gaussian(log_weights: np.ndarray) -> dict[str, Any]:
+    """Attributes on how well the Gaussian at the mode fits, from weights of its draws."""
+    usable = np.where(np.isfinite(log_weights), log_weights, -np.inf)
+    shape = smooth(usable - usable.max())[1] if np.isfinite(usable).any() else math.inf
+    return {"laplace_pareto_k": shape, "laplace_is_enough": shape < LAPLACE_K}
+
+
+def measured_temperature(draws: Draws, temperature: float) -> dict[str, float]:
+    """Temperature along the noisiest direction, in units of the target's, and its error."""
+    if "temperature" not in draws.stats:
+        return {}
+    values = np.asarray(draws.stats["temperature"], np.float64) / temperature
+    # Means of batches of draws are nearly independent, of neighbours are not.
+    number = max(2, min(20, values.shape[1] // 10))
+    if values.shape[1] < number:
+        return {"temperature_noisiest": float(values.mean())}
+    batches = [part.mean() for part in np.array_split(values, number, axis=1)]
+    error = float(np.std(batches, ddof=1) / math.sqrt(number))
+    return {"temperature_noisiest": float(values.mean()), "temperature_error": error}
+
+
+def too_hot(attributes: Mapping[str, Any]) -> list[str]:
+    """Sentence on inflated standard deviations, if the thermometer says so."""
+    measured = attributes.get("temperature_noisiest")
+    if measured is None or not measured - CONFIDENCE * attributes.get("temperature_error", 0) > HOT:
+        return []
+    return [
+        f"Gradient noise heats the draws: along its worst direction the temperature is "
+        f"{measured:.3g} times what it should be, so that posterior standard deviations are "
+        "inflated there. Use control variates (langevin_ppl.control_variates), a larger batch, or "
+        "a smaller step_size."
+    ]
+
+
+def trust(request: Request, attributes: Mapping[str, Any]) -> str:
+    """Say in a line how far the draws can be trusted."""
+    parts = []
+    if attributes["exact"]:
+        parts.append("Exact kernel: nothing but the number of draws limits them.")
+    else:
+        order = getattr(request.kernel, "order", None)
+        size = "" if order is None else f", of order step_size^{order:g},"
+        parts.append(f"The kernel has a bias{size} that is not measured here.")
+    if "temperature_noisiest" in attributes:
+        error = attributes.get("temperature_error", math.nan)
+        parts.append(
+            "Temperature along the worst direction of the gradient noise: "
+            f"{attributes['temperature_noisiest']:.2f} +- {error:.2f} (1 is right)."
+        )
+    if attributes.get("laplace_is_enough"):
+        parts.append(
+            f"The Gaussian at the mode is enough (Pareto k {attributes['laplace_pareto_k']:.2f}): "
+            "langevin_ppl.laplace corrects it without a chain."
+        )
+    parts.append("Converged." if attributes["converged"] else "Not converged: see advice.")
+    return " ".join(parts)
