@@ -4,25 +4,31 @@ from langevin_ppl import kernels
 from langevin_ppl.infer.langevin import Langevin
 
 __all__ = [
+    "BADODAB",
     "BAOAB",
     "GHMC",
     "KLMC",
     "MALA",
     "MTULA",
     "OBABO",
+    "PSGLD",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
     "STULA",
     "TBAOAB",
     "TMALA",
     "TMALAC",
+    "TSGLD",
     "TULA",
     "TULAC",
     "TUSLA",
     "UBU",
     "ULA",
+    "CyclicalSGLD",
     "Irreversible",
     "LeimkuhlerMatthews",
     "SplitGHMC",
-    "CyclicalSGLD",
 ]
 
 
@@ -138,3 +144,39 @@ class CyclicalSGLD(Langevin):
     """`langevin_ppl.cyclical_sgld`: biased; draws while it explores have weight zero."""
 
     kernel = kernels.cyclical_sgld
+
+
+class SGLD(Langevin):
+    """`langevin_ppl.sgld`: biased, of the order of the step size."""
+
+    kernel = kernels.sgld
+
+
+class TSGLD(Langevin):
+    """`langevin_ppl.tsgld`: biased, of the order of the step size."""
+
+    kernel = kernels.tsgld
+
+
+class PSGLD(Langevin):
+    """`langevin_ppl.psgld`: biased, and not less at smaller steps of a fixed smoothing."""
+
+    kernel = kernels.psgld
+
+
+class SGHMC(Langevin):
+    """`langevin_ppl.sghmc`: biased, of the order of the step size."""
+
+    kernel = kernels.sghmc
+
+
+class SGNHT(Langevin):
+    """`langevin_ppl.sgnht`: biased, of the order of the step size."""
+
+    kernel = kernels.sgnht
+
+
+class BADODAB(Langevin):
+    """`langevin_ppl.badodab`: biased, of the order of the squared step size."""
+
+    kernel = kernels.badodab

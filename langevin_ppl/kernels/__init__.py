@@ -14,6 +14,16 @@ from langevin_ppl.kernels.kernel import Kernel, KernelInfo, KernelState, check_b
 from langevin_ppl.kernels.kinetic import KineticState, ghmc, split_ghmc
 from langevin_ppl.kernels.overdamped import irreversible, leimkuhler_matthews, mala, ula
 from langevin_ppl.kernels.splittings import baoab, klmc, obabo, splitting, tbaoab, ubu
+from langevin_ppl.kernels.stochastic import (
+    RescaledState,
+    ThermostatState,
+    badodab,
+    psgld,
+    sghmc,
+    sgld,
+    sgnht,
+    tsgld,
+)
 from langevin_ppl.kernels.tamed import mtula, stula, tmala, tmalac, tula, tulac, tusla
 from langevin_ppl.kernels.tempering import (
     ReplicaInfo,
@@ -34,8 +44,11 @@ __all__ = [
     "KineticState",
     "ReplicaInfo",
     "ReplicaState",
+    "RescaledState",
+    "ThermostatState",
     "amagold",
     "annealed",
+    "badodab",
     "baoab",
     "check_burn_in",
     "contour_sgld",
@@ -48,13 +61,18 @@ __all__ = [
     "mtula",
     "obabo",
     "parallel_tempering",
+    "psgld",
     "replica_exchange",
+    "sghmc",
+    "sgld",
+    "sgnht",
     "split_ghmc",
     "splitting",
     "stula",
     "tbaoab",
     "tmala",
     "tmalac",
+    "tsgld",
     "tula",
     "tulac",
     "tusla",
