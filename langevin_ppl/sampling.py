@@ -67,9 +67,6 @@ it is rare. A trajectory of HMC that diverges is not, so for BlackJAX's kernels 
 MAX_ROUNDING = 0.1
 """Rounding of the log density above which a Metropolis test is not called exact without doubt."""
 
-MAX_THINNING = 10
-"""Most steps for a draw, unless it is said otherwise."""
-
 MAX_ATTRIBUTE_SIZE = 32
 """Largest array that is spelled out in an attribute."""
 
@@ -227,13 +224,13 @@ def sample(
         target_acceptance_rate=target_acceptance_rate,
         capacity=run.capacity_of(layout, num_chains),
         keep_warmup="warmup_posterior" in groups,
-        thinning=thinning or 1,
+        thinning=thinning,
         progress=progress,
         gradient=gradient,
     )
     start_keys, warmup_keys, sample_keys, key_export = run.phase_keys(rng_key, num_chains)
     tuned = (tune if gradient is None else by_noise)(start_keys, warmup_keys, request)
-    thinning = thinning or _default_thinning(tuned)
+    thinning = tuned.thinning
     warmed = time.perf_counter()
 
     def confirm(positions: np.ndarray) -> Convergence:
@@ -315,8 +312,7 @@ def _describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> di
         "num_samples": num_samples,
         "thinning": thinning,
         "precision": str(request.layout.dtype),
-        "exact": known.exact
-        and (tuned.source is None or tuned.source.exact or _amortised(request)),
+        "exact": known.exact,
         "incomplete": not draws.complete,
         **tuned.notes,
     }
@@ -331,13 +327,6 @@ def _describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> di
     if known.exact and doubt:
         attributes["exact_doubtful"] = doubt
     return attributes
-
-
-def _default_thinning(tuned: Tuned) -> int:
-    """Steps that a unit of time takes, in which a draw moves by about a standard deviation."""
-    if "step_size_rule" not in tuned.notes or tuned.source is None:
-        return 1
-    return min(MAX_THINNING, max(1, math.ceil(1.0 / float(tuned.parameters["step_size"]))))
 
 
 def _reported(tuned: Tuned) -> dict[str, Any]:

@@ -25,8 +25,14 @@ from langevin_ppl.warmup.traits import parameters_of, traits
 
 OABAO = lp.splitting("OABAO")
 ADJUSTED = (lp.mala, lp.tmala, lp.tmalac, lp.ghmc, lp.split_ghmc)
-OVERDAMPED = (lp.ula, lp.tula, lp.tulac, lp.leimkuhler_matthews, lp.irreversible)
-KINETIC = (lp.baoab, lp.obabo, lp.ubu, lp.klmc, lp.tbaoab, OABAO)
+OVERDAMPED = (
+    *(lp.ula, lp.tula, lp.tulac, lp.leimkuhler_matthews, lp.irreversible),
+    *(lp.sgld, lp.tsgld, lp.psgld),
+)
+KINETIC = (
+    *(lp.baoab, lp.obabo, lp.ubu, lp.klmc, lp.tbaoab, OABAO),
+    *(lp.sghmc, lp.sgnht, lp.badodab),
+)
 # Their taming bites wherever the gradient does not grow like a power: the law is far off.
 POLYNOMIAL = (lp.mtula, lp.tusla, lp.stula)
 WITH_MOMENTUM = (lp.ghmc, lp.split_ghmc, *KINETIC)

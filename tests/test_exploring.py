@@ -40,8 +40,7 @@ def run(algorithm, starts, num_steps, report, key=KEY):
         return jax.lax.scan(body, states, jax.random.split(key, num_steps))
 
     init = jax.vmap(lambda start: algorithm.init(start, key))
-    last, reports = steps(init(starts), key)
-    return last, jax.tree.map(np.asarray, reports)
+    return steps(init(starts), key)
 
 
 def noisy(logdensity_fn, scale):
@@ -108,6 +107,7 @@ def test_cycles_find_both_modes():
     _, (x, log_weight) = run(
         algorithm, jnp.full((32, 1), 3.1), 1200, lambda s, i: (s.position[:, 0], i.log_weight)
     )
+    x, log_weight = np.asarray(x), np.asarray(log_weight)
     counts = x[np.isfinite(log_weight[:, 0])]
     assert counts.shape == (600, 32)
     left = (counts < 0).mean(axis=0)
@@ -139,33 +139,36 @@ def expected_rate(log_ratio, sd, correction):
     return norm.cdf(mean / sd) + np.exp(mean + sd**2 / 2) * norm.cdf(-(mean / sd + sd))
 
 
-@pytest.mark.parametrize("share", [1.0, 2.0, 1e9])
-def test_noisy_swaps_have_the_probability_of_the_closed_form(share):
+def test_noisy_swaps_have_the_probability_of_the_closed_form():
     """Corrected in full, swaps there and back are in the ratio of the exact densities."""
     scale, positions = 2.0, np.array([[1.8], [0.6]], np.float32)
     difference = 0.5 * (1.8**2 - 0.6**2)  # of the log density, hot minus cold
     log_ratio, sd = 0.5 * difference, 0.5 * scale  # X is a mean of two, each of variance 2 s^2
-    kernel = lp.replica_exchange(lp.ula, [1, 2])
-    algorithm = kernel(noisy(normal, scale), step_size=1e-14, correction_share=share)
-    state = algorithm.init(jnp.ones(1), KEY)
+    kernel, estimator = lp.replica_exchange(lp.ula, [1, 2]), noisy(normal, scale)
     # The running variance is known, and no longer changes.
-    state = state._replace(
+    state = kernel.init(jnp.ones(1), estimator, KEY)._replace(
         variance=jnp.full(1, scale**2), num_estimates=jnp.asarray(10**9, jnp.int32)
     )
-    keys = jax.random.split(KEY, 100_000)
-    rates, frequencies = [], []
-    for order, sign in (([0, 1], 1.0), ([1, 0], -1.0)):
-        there = jnp.asarray(positions[order])
+
+    @jax.jit
+    def swaps(there, share):
+        algorithm = kernel(estimator, step_size=1e-14, correction_share=share)
         begun = state._replace(replicas=state.replicas._replace(position=there))
-        states, infos = jax.jit(jax.vmap(algorithm.step, in_axes=(0, None)))(keys, begun)
-        swapped = np.abs(states.position[:, 0] - there[1, 0]) < 0.1
-        expected = expected_rate(sign * log_ratio, sd, 0.5 * sd**2 / share)
-        # A mean of 100000 numbers in [0, 1] has a standard error of 0.0016 at most.
-        np.testing.assert_allclose(infos.swap_rate.mean(), expected, atol=4 * 0.0016)
-        np.testing.assert_allclose(swapped.mean(), expected, atol=4 * 0.0016)
-        rates.append(expected), frequencies.append(float(infos.swap_rate.mean()))
-    exact, error = np.exp(log_ratio), 4 * 0.0016 * 2 / min(rates)
-    assert (abs(frequencies[0] / frequencies[1] / exact - 1.0) < error) == (share == 1.0)
+        keys = jax.random.split(KEY, 100_000)
+        states, infos = jax.vmap(algorithm.step, in_axes=(0, None))(keys, begun)
+        return infos.swap_rate, jnp.abs(states.position[:, 0] - there[1, 0]) < 0.1
+
+    for share in (1.0, 2.0, 1e9):
+        rates, expected = [], []
+        for order, sign in (([0, 1], 1.0), ([1, 0], -1.0)):
+            rate, swapped = map(np.asarray, swaps(jnp.asarray(positions[order]), share))
+            expected.append(expected_rate(sign * log_ratio, sd, 0.5 * sd**2 / share))
+            rates.append(rate.mean(dtype=float))
+            # A mean of 100000 numbers in [0, 1] has a standard error of 0.0016 at most.
+            np.testing.assert_allclose([rates[-1], swapped.mean()], expected[-1], atol=4 * 0.0016)
+        error = 4 * 0.0016 * 2 / min(expected)
+        balanced = abs(rates[0] / rates[1] / np.exp(log_ratio) - 1.0) < error
+        assert balanced == (share == 1.0)
 
 
 def test_the_running_variance_is_that_of_the_difference():
@@ -185,8 +188,9 @@ def test_exact_gradients_make_it_parallel_tempering(kernel):
     ours = lp.replica_exchange(kernel, [1, 3, 9])(wells, step_size=step_size)
     theirs = lp.parallel_tempering(kernel, [1, 3, 9])(wells, step_size=step_size)
     state, reference = ours.init(jnp.ones(2)), theirs.init(jnp.ones(2))
+    step = jax.jit(lambda key, a, b: (ours.step(key, a), theirs.step(key, b)))
     for key in jax.random.split(KEY, 6):
-        (state, info), (reference, expected) = ours.step(key, state), theirs.step(key, reference)
+        (state, info), (reference, expected) = step(key, state, reference)
         for one, other in zip(
             jax.tree.leaves((state.replicas, info)),
             jax.tree.leaves((reference.replicas, expected)),
@@ -199,21 +203,24 @@ def test_exact_gradients_make_it_parallel_tempering(kernel):
 def test_corrected_swaps_keep_the_shares_of_modes():
     """The cold replica comes from one mode to the other by swaps alone."""
     step_size, scale = 0.01, 2.0
-    kernel = lp.replica_exchange(lp.ula, [1, 4, 16, 64])
+    kernel, estimator = lp.replica_exchange(lp.ula, [1, 4, 16, 64]), noisy(wells, scale)
     starts = jnp.where(jnp.arange(192) % 10 < 7, -3.0, 3.0)[:, None]
-    shares = {}
+
+    @jax.jit
+    def chains(correction_share):
+        algorithm = kernel(estimator, step_size=step_size, correction_share=correction_share)
+        return run(algorithm, starts, 4000, lambda s, i: s.position[:, 0])[1]
+
+    shares = []
     for correction_share in (1.0, 1e9):
-        algorithm = kernel(
-            noisy(wells, scale), step_size=step_size, correction_share=correction_share
-        )
-        _, x = run(algorithm, starts, 4000, lambda s, i: s.position[:, 0])
-        left = (x[1000:] < 0).mean(axis=0)
-        shares[correction_share] = left.mean(), left.std(ddof=1) / np.sqrt(left.size)
+        x = np.asarray(chains(correction_share))[1000:]
+        left = (x < 0).mean(axis=0)
+        shares.append((left.mean(), left.std(ddof=1) / np.sqrt(left.size)))
         if correction_share == 1.0:
             # On a Gaussian of variance 1/16 that of ULA is 1 / (16 - 128 h); swaps keep it.
-            spread = (np.abs(x[1000:]) - 3.0).std()
+            spread = (np.abs(x) - 3.0).std()
             np.testing.assert_allclose(spread, 1 / np.sqrt(16 - 128 * step_size), rtol=0.03)
-    (mean, error), (plain, plain_error) = shares.values()
+    (mean, error), (plain, plain_error) = shares
     assert error < 0.01 and abs(mean - 0.7) < 4 * error
     assert plain < 0.7 - 4 * plain_error
 
@@ -241,8 +248,9 @@ def test_a_lost_replica_does_not_spread():
     state = algorithm.init(jnp.ones(1), KEY)
     positions = state.replicas.position.at[2].set(jnp.nan)
     state = state._replace(replicas=state.replicas._replace(position=positions))
+    step = jax.jit(algorithm.step)
     for key in jax.random.split(KEY, 4):
-        state, info = algorithm.step(key, state)
+        state, info = step(key, state)
     assert np.isfinite(state.replicas.position[:2]).all() and np.isfinite(state.variance).all()
     assert np.isnan(state.replicas.position[2]) and not info.is_divergent
 
@@ -334,7 +342,7 @@ def test_flattened_energies(adapts):
         steps,
         lambda s, i: (s.position[:, 0], i.log_weight),
     )
-    x, weights = x[steps // 2 :], np.exp(log_weight[steps // 2 :].astype(float))
+    x, weights = np.asarray(x)[steps // 2 :], np.exp(np.float64(log_weight)[steps // 2 :])
     for which in (lambda x: x > 0.0, lambda x: np.abs(x) < 0.7):
         assert_share(x, weights, which, DENSITY)
         # The law of the chain is the flattened one, which has three times as much between wells.

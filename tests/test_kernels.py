@@ -21,12 +21,17 @@ OVERDAMPED = (lp.mala, lp.tmala, lp.tmalac)
 KINETIC = (lp.ghmc, lp.split_ghmc)
 ADJUSTED = OVERDAMPED + KINETIC
 SPLITTINGS = (lp.baoab, lp.obabo, lp.ubu, lp.klmc, lp.tbaoab)
+STOCHASTIC = (lp.sgld, lp.tsgld, lp.psgld, lp.sghmc, lp.sgnht, lp.badodab)
 UNADJUSTED = (
     *(lp.ula, lp.tula, lp.tulac, lp.mtula, lp.tusla, lp.stula),
     *(lp.leimkuhler_matthews, lp.irreversible),
     *SPLITTINGS,
+    *STOCHASTIC,
 )
-TAMED = (lp.tula, lp.tulac, lp.mtula, lp.tusla, lp.stula, lp.tbaoab, lp.tmala, lp.tmalac)
+TAMED = (
+    *(lp.tula, lp.tulac, lp.mtula, lp.tusla, lp.stula, lp.tbaoab, lp.tsgld),
+    *(lp.tmala, lp.tmalac),
+)
 KERNELS = ADJUSTED + UNADJUSTED
 KEY = jax.random.key(20)
 START = np.array([0.5, -1.0, 2.0], np.float32)
@@ -162,6 +167,10 @@ def test_build_kernel(kernel):
         lp.stula: ["temperature", "power", "linear", "location"],
         lp.irreversible: ["temperature", "skew"],
         **dict.fromkeys(SPLITTINGS, ["friction", "temperature"]),
+        lp.psgld: ["temperature", "smoothing", "damping"],
+        lp.sghmc: ["friction", "temperature", "noise_estimate"],
+        lp.sgnht: ["friction", "temperature", "thermostat_mass"],
+        lp.badodab: ["friction", "temperature", "thermostat_mass"],
         lp.ghmc: ["friction", "temperature"],
         lp.split_ghmc: ["location", "frequency", "friction", "taming", "temperature"],
     }

@@ -361,11 +361,11 @@ networks*, AAAI (2016), arXiv:1512.07666.
 Examples
 --------
 >>> import jax, jax.numpy as jnp, langevin_ppl as lp
->>> algorithm = lp.psgld(lambda x: -0.5 * jnp.sum((x / jnp.array([1.0, 1e3])) ** 2), step_size=0.1)
->>> state = algorithm.init(jnp.array([1.0, 1e3]))
+>>> algorithm = lp.psgld(lambda x: -0.5 * jnp.sum(jnp.array([4.0, 1.0]) * x**2), step_size=0.1)
+>>> state = algorithm.init(jnp.array([0.5, 1.0]))
 >>> state, info = jax.jit(algorithm.step)(jax.random.key(0), state)
->>> state.second_moment  # of gradients 1 and 1e-3
-Array([1.e+00, 1.e-06], dtype=float32)
+>>> state.second_moment  # of gradients -2 and -1
+Array([4., 1.], dtype=float32)
 """,
 )
 
@@ -449,10 +449,10 @@ Targets :math:`p^{1/T}` with a bias of order :math:`h`, whatever the noise of th
 long as its variance ``S`` is the same everywhere and in all coordinates of the frame:
 :math:`\xi` settles about :math:`h S / 2 T`, the ``noise_estimate`` of `sghmc`, and
 :math:`h A^2 / 2` more for what Euler's friction fails to remove. There is one thermostat for all
-coordinates: where ``S`` differs among them only their mean temperature is right, and where it
-depends on the position the bias is of the size of what differs. Euler's friction is stable for
-:math:`(A + \xi) h < 2` only, and in few dimensions ``xi`` swings by :math:`\sqrt{T / \mu d}`: for
-more than small steps take `badodab`. One gradient a step.
+coordinates: where ``S`` differs among them only their mean temperature is right, and the others, as
+where it depends on the position, are off by the order of :math:`h S / 2 A`. Euler's friction is
+stable for :math:`(A + \xi) h < 2` only, and in few dimensions ``xi`` swings by
+:math:`\sqrt{T / \mu d}`: for more than small steps take `badodab`. One gradient a step.
 
 Parameters
 ----------
@@ -505,8 +505,9 @@ In the frame of the inverse mass matrix, with unit mass and in ``d`` dimensions,
   :math:`dp = -(A + \xi) p \, dt + \sqrt{2 A T} \, dW`
 
 in the order of the name. Targets :math:`p^{1/T}` as `sgnht` does, for noise of the gradient that
-is the same everywhere and in all coordinates of the frame, with a bias of order :math:`h^2`. One
-gradient a step: the last kick and the first of the next step share it.
+is the same everywhere and in all coordinates of the frame, with a bias of order :math:`h^2`; of
+order ``h`` for other noise. One gradient a step: the last kick and the first of the next step share
+it.
 
 Parameters
 ----------

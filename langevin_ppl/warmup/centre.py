@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from langevin_ppl.base import Array, Rows
+from langevin_ppl.compilation import QUICK
 from langevin_ppl.fit import climb, minimize
 from langevin_ppl.gradients import Reader, whole_hessian, whole_mean
 from langevin_ppl.tree import Layout
@@ -70,7 +71,7 @@ def on_some_rows(on_rows: Any, rows: dict[str, Rows], position: Any) -> Array:
     return on_rows(rows, position)
 
 
-@functools.partial(jax.jit, static_argnames="layout")
+@functools.partial(jax.jit, static_argnames="layout", compiler_options=QUICK)
 def settle_on_all(
     on_rows: Any, reader: Reader, start: Array, factor: Array, *, layout: Layout
 ) -> Settled:

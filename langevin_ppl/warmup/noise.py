@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey, Rows
+from langevin_ppl.compilation import QUICK
 from langevin_ppl.gradients import PlateReader, on_flat
 from langevin_ppl.tree import Layout
 
@@ -61,7 +62,9 @@ class RowNoise(NamedTuple):
     rest_squares: Array
 
 
-@functools.partial(jax.jit, static_argnames=("name", "layout", "order", "num_heavy"))
+@functools.partial(
+    jax.jit, static_argnames=("name", "layout", "order", "num_heavy"), compiler_options=QUICK
+)
 def measure_rows(
     rng_key: PRNGKey,
     on_rows: Any,
@@ -173,7 +176,7 @@ def leading(covariance: np.ndarray) -> Noise:
     return Noise(float(max(values[-1], 0.0)), vectors[:, -1])
 
 
-@functools.partial(jax.jit, static_argnames="layout")
+@functools.partial(jax.jit, static_argnames="layout", compiler_options=QUICK)
 def _gradients(
     rng_key: PRNGKey, estimator: GradientEstimator, starts: Array, ends: Array, *, layout: Layout
 ) -> Array:

@@ -7,8 +7,9 @@ the gradient, measured in that frame, allows. Its covariance ``S`` heats the slo
 
 import functools
 import inspect
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,8 @@ from jax.tree_util import Partial
 
 from langevin_ppl import run
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
-from langevin_ppl.compilation import ONCE
-from langevin_ppl.gradients import (
-    ControlVariates,
-    Minibatch,
-    Reader,
-    Svrg,
-    batch_sizes_of,
-    centre_at,
-    minibatch,
-    reader_of,
-    whole_mean,
-)
+from langevin_ppl.compilation import ONCE, QUICK, ahead
+from langevin_ppl.gradients import ControlVariates, Reader, minibatch, whole_mean
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
@@ -41,41 +32,22 @@ from langevin_ppl.warmup.centre import (
     settle_on_all,
     some_rows,
 )
-from langevin_ppl.warmup.noise import Noise, RowNoise, measure_estimator, measure_rows, of_batches
+from langevin_ppl.warmup.choose import (
+    FRICTION,
+    Choice,
+    Mode,
+    choose,
+    heating,
+    measuring,
+    reader_for,
+)
+from langevin_ppl.warmup.noise import Noise, measure_rows
 from langevin_ppl.warmup.report import why_no_mode
 from langevin_ppl.warmup.start import DENSE_LIMIT
 from langevin_ppl.warmup.traits import parameters_of
 from langevin_ppl.warmup.tune import Request, Tuned, check_valid, finding
 
 __all__ = ["by_noise"]
-
-EXCESS = 0.05
-"""Share of the temperature that gradient noise may add along its worst direction."""
-
-EXCESS_WITHOUT_MODE = 0.2
-"""The same where there is no mode to take the noise off at: less would not move."""
-
-FRICTION = 2.0
-"""Friction of kinetic kernels: critical damping in the whitened frame, and the more of it the less
-gradient noise heats."""
-
-STEP_SIZE = 0.1
-"""Largest step size of a kernel that names none."""
-
-HEAVY_SHARE = 0.2
-"""Share of the noise that few rows may make before they are pinned."""
-
-PINNED = 256
-"""Rows to pin."""
-
-GROWTHS = (1, 2, 4, 8, 16)
-"""Multiples of the batch size among which to choose."""
-
-OVERHEAD = 1000
-"""What a step costs beside its rows, in rows."""
-
-SLOW = 0.25
-"""Share of the largest step size below which the Hessian's term is tried."""
 
 LAPLACE_DRAWS = 256
 LAPLACE_ROWS = 10**8
@@ -84,31 +56,11 @@ LAPLACE_ROWS = 10**8
 PRODUCTS = 20
 """Power iterations for the largest curvature."""
 
+MAX_THINNING = 10
+"""Most steps for a draw, unless it is said otherwise."""
+
 
 _EMPTY = inspect.Parameter.empty
-
-
-class _Mode(NamedTuple):
-    """What is known of the mode.
-
-    ``factor`` is lower triangular or diagonal; ``passes`` over the data that finding it took.
-    """
-
-    position: np.ndarray
-    factor: np.ndarray
-    decrement: float
-    passes: float
-
-
-class _Choice(NamedTuple):
-    """An estimator, its noise, and the step size that it allows."""
-
-    source: GradientEstimator
-    name: str
-    noise: Noise
-    step_size: float
-    passes_per_step: float
-    notes: dict[str, Any]
 
 
 def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
@@ -131,7 +83,7 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     """
     kernel, layout, target = request.kernel, request.layout, request.target
     spec = request.gradient
-    reader = _reader_of(spec, target)
+    reader = reader_for(spec, target)
     plan = run.Plan(Static(kernel), layout, capacity=request.capacity)
     needs_centre = isinstance(spec, ControlVariates) and spec.centre is None
     tunes = _tuned(request)
@@ -148,7 +100,7 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
         notes["gradient_choice"] = "no mode to centre control variates at: plain batches"
     key = jax.random.fold_in(start_keys[0], 3)
     frame = _frame(key, request, mode, positions, reader, tunes)
-    choice = _choose(key, request, spec, reader, mode, frame, positions)
+    choice = choose(key, request, spec, reader, mode, frame, positions)
     given = dict(request.given)
     if "step_size" in given:
         _check_stable(kernel, given, mode)
@@ -162,10 +114,21 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     if "location" in parameters_of(kernel) and mode is not None:
         given.setdefault("location", mode.position)
     parameters = kernel.prepare(given)
-    states = _states(start_keys, choice.source, positions, parameters, plan=plan)
+    thinning = request.thinning
+    if thinning is None:
+        # A unit of time, in which a draw moves by about a standard deviation.
+        chosen = "step_size" in tunes
+        thinning = min(MAX_THINNING, math.ceil(1.0 / choice.step_size)) if chosen else 1
     probe = _probe(choice.noise, parameters, mode, positions)
-    warmup = None
-    chains = run.Chains(states)
+    arguments = (start_keys, choice.source, positions, parameters)
+    shapes, wait = ahead(_states, arguments, {"plan": plan})
+    wait_for_running = run.prepare(
+        keys, choice.source, run.Chains(shapes), parameters, plan, probe=probe, thinning=thinning
+    )
+    log_weights = _laplace(key, request, reader, mode)
+    wait()
+    chains, warmup = run.Chains(_states(*arguments, plan=plan)), None
+    wait_for_running()
     if request.num_warmup > 0:
         warmup = run.advance(
             keys,
@@ -173,7 +136,8 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
             chains,
             parameters,
             plan,
-            num_steps=request.num_warmup,
+            num_steps=math.ceil(request.num_warmup / thinning),
+            thinning=thinning,
             probe=probe,
             progress=request.progress,
             label="warm-up",
@@ -194,16 +158,9 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
         estimator=choice.name,
         passes=0.0 if mode is None else mode.passes,
         passes_per_step=choice.passes_per_step,
-        log_weights=_laplace(key, request, reader, mode),
+        log_weights=log_weights,
+        thinning=thinning,
     )
-
-
-def _reader_of(spec: Any, target: Any) -> Reader:
-    """Rows to look for the mode on, and to measure the noise of; none for a user's estimator."""
-    if isinstance(spec, ControlVariates):
-        sizes = batch_sizes_of("control_variates", target, spec.batch_size)
-        return reader_of(target, sizes, "blocks", spec.seed)
-    return spec.reader(target) if isinstance(spec, Minibatch | Svrg) else {}
 
 
 def _tuned(request: Request) -> frozenset[str]:
@@ -232,7 +189,7 @@ def _tuned(request: Request) -> frozenset[str]:
 
 def _start(
     start_keys: PRNGKey, request: Request, plan: run.Plan, reader: Reader, *, search: bool
-) -> tuple[Array, _Mode | None, dict[str, Any], tuple[str, ...]]:
+) -> tuple[Array, Mode | None, dict[str, Any], tuple[str, ...]]:
     """Where chains start, the mode if there is one, and what to say of it."""
     target, layout = request.target, request.layout
     rows = some_rows(reader, layout.dimension)
@@ -240,7 +197,12 @@ def _start(
     if rows:
         density = Partial(on_some_rows, target.batch_logdensity_fn, rows)
     data, options = finding(request, plan, search=search)
-    found = find(start_keys, density, data, **{**options, "search": search})
+    options["search"] = search
+    _, wait = ahead(find, (start_keys, density, data), options)
+    if search:
+        _compile_ahead(request, reader)
+    wait()
+    found = find(start_keys, density, data, **options)
     check_valid(request, found)
     if found.search is None:
         return found.positions, None, {}, ()
@@ -273,7 +235,7 @@ def _start(
             )
     share = sum(r.indices.shape[0] / r.size for r in rows.values()) or 1.0
     passes = float(seen.num_evaluations) * share + float(settled.num_evaluations)
-    mode = _Mode(settled.position, _triangular(settled), float(settled.decrement), passes)
+    mode = Mode(settled.position, _triangular(settled), float(settled.decrement), passes)
     if request.initial is not None:
         return found.positions, mode, notes, doubts
     noise = jax.random.normal(
@@ -281,6 +243,22 @@ def _start(
     )
     spread = noise @ mode.factor.T if mode.factor.ndim == 2 else noise * mode.factor
     return jnp.asarray(mode.position) + spread, mode, notes, doubts
+
+
+def _compile_ahead(request: Request, reader: Reader) -> None:
+    """Compile what follows the search for a mode while it is compiled, and runs itself."""
+    layout, target = request.layout, request.target
+    d, dtype = layout.dimension, layout.dtype
+    vector, key = jax.ShapeDtypeStruct((d,), dtype), jax.random.key(0)
+    factor = jax.ShapeDtypeStruct((d, d), dtype) if d <= DENSE_LIMIT else vector
+    on_rows = target.batch_logdensity_fn if reader else _as_rows(target)
+    ahead(settle_on_all, (on_rows, reader, vector, factor), {"layout": layout})
+    measured = measuring(request.gradient, reader, layout)
+    if measured is not None:
+        (only,) = reader.values()
+        ahead(measure_rows, (key, on_rows, only, vector, factor), measured)
+    if _weighs(reader, layout):
+        ahead(_log_weights, (key, on_rows, reader, vector, factor), {"layout": layout})
 
 
 def _as_rows(target: Any) -> Any:
@@ -304,7 +282,7 @@ def _triangular(settled: Settled) -> np.ndarray:
 def _frame(
     rng_key: PRNGKey,
     request: Request,
-    mode: _Mode | None,
+    mode: Mode | None,
     positions: Array,
     reader: Reader,
     tunes: frozenset[str],
@@ -341,207 +319,9 @@ def _largest_curvature(
     return jnp.max(jax.lax.map(at, positions))
 
 
-def _heating(kernel: Any, given: Mapping[str, Any]) -> float:
-    """Share of the temperature that unit noise adds for each unit of the step size."""
-    if "friction" not in parameters_of(kernel):
-        return 0.5
-    return 0.5 / float(given.get("friction", FRICTION))
-
-
-def _allowed(request: Request, noise: Noise, mode: _Mode | None) -> float:
-    """Largest step size at which the noise adds no more than is allowed."""
-    most = request.kernel.max_step_size or STEP_SIZE
-    excess = EXCESS if mode is not None else EXCESS_WITHOUT_MODE
-    gain = _heating(request.kernel, request.given) * noise.largest
-    return min(most, excess / gain) if gain > 0 else most
-
-
-def _choose(
-    rng_key: PRNGKey,
-    request: Request,
-    spec: Any,
-    reader: Reader,
-    mode: _Mode | None,
-    frame: Preconditioner,
-    positions: Array,
-) -> _Choice:
-    """Make the estimator, choosing what the user has left open."""
-    target, layout = request.target, request.layout
-    simple = len(reader) == 1 and layout.dimension <= DENSE_LIMIT
-    if isinstance(spec, ControlVariates) and spec.centre is None and mode is not None:
-        if simple:
-            return _best_variates(rng_key, request, spec, reader, mode)
-        spec = _plain_variates(spec, target)
-        centre = centre_at(
-            target.batch_logdensity_fn,
-            reader,
-            layout.unravel(jnp.asarray(mode.position)),
-            spec.order == 2,
-        )
-        source = spec.about(target, reader, centre)
-    elif isinstance(spec, GradientEstimator):
-        source = spec
-    elif isinstance(spec, Minibatch | Svrg):
-        source = spec(target, reader)
-    else:
-        source = spec(target)
-    if mode is None:
-        starts = ends = positions
-    else:
-        shape = (2, 4, layout.dimension)
-        normals = jax.random.normal(rng_key, shape, positions.dtype)
-        starts, ends = mode.position + _scaled(normals, jnp.asarray(mode.factor))
-    noise = measure_estimator(rng_key, source, starts, ends, frame.factor, layout)
-    passes = request.kernel.gradients_per_step * _rows_per_step(spec, reader)
-    return _Choice(source, str(spec), noise, _allowed(request, noise, mode), passes, {})
-
-
-def _scaled(normals: Array, factor: Array) -> Array:
-    return normals @ factor.T if factor.ndim == 2 else normals * factor
-
-
-def _plain_variates(spec: ControlVariates, target: Any) -> ControlVariates:
-    """Control variates with nothing left open: several plates, or many dimensions."""
-    sizes = batch_sizes_of("control_variates", target, spec.batch_size)
-    if spec.sampling == "importance" or spec.pinned:
-        raise ValueError(
-            "control_variates: rows are pinned, or drawn by importance, for one subsampled plate "
-            f"and at most {DENSE_LIMIT} dimensions; leave pinned and sampling out."
-        )
-    return ControlVariates(
-        sizes, spec.centre, spec.order or 1, 0, spec.sampling, spec.shared, spec.seed
-    )
-
-
-def _rows_per_step(spec: Any, reader: Reader) -> float:
-    """Gradients of rows in a step, as a share of all rows."""
-    number = sum(each.plan.number / each.plan.size for each in reader.values())
-    return (2.0 if isinstance(spec, ControlVariates | Svrg) else 1.0) * number
-
-
-class _Option(NamedTuple):
-    """Control variates that might be chosen, the noise and the cost of a unit of time."""
-
-    order: int
-    batch_size: int
-    pinned: int
-    noise: Noise
-    step_size: float
-    cost: float
-
-
-def _best_variates(
-    rng_key: PRNGKey, request: Request, spec: ControlVariates, reader: Reader, mode: _Mode
-) -> _Choice:
-    """Control variates about the mode: batch size, pinned rows and order by the noise.
-
-    Those whose step costs least for each unit of time that it advances.
-    """
-    target, layout = request.target, request.layout
-    ((name, only),) = reader.items()
-    size = only.plan.size
-    on_rows = target.batch_logdensity_fn
-    centre, factor = jnp.asarray(mode.position), jnp.asarray(mode.factor)
-    base = only.plan.number
-    sizes = [base] if spec.batch_size is not None else [base * g for g in GROWTHS]
-    sizes = [b for b in sizes if b <= max(base, size // 2)]
-    number = spec.pinned if isinstance(spec.pinned, int) and spec.pinned else PINNED
-    number = min(number, size // 4)
-
-    def measured(order: int) -> RowNoise:
-        return jax.device_get(
-            measure_rows(
-                rng_key,
-                on_rows,
-                only,
-                centre,
-                factor,
-                name=name,
-                layout=layout,
-                order=order,
-                num_heavy=number,
-            )
-        )
-
-    def options(order: int, found: RowNoise) -> list[_Option]:
-        scores = np.asarray(found.scores, np.float64)
-        heavy = scores[found.heavy].sum() > HEAVY_SHARE * scores.sum()
-        pins = [number] if (heavy and number) else [0]
-        if spec.pinned is not None or spec.sampling not in ("blocks", "epochs"):
-            pins = [number if spec.pinned else 0]
-        listed = []
-        for batch_size in sizes:
-            for pinned in pins:
-                noise = of_batches(found, size, min(batch_size, size - pinned), pinned)
-                step_size = _allowed(request, noise, mode)
-                cost = ((order + 1) * (batch_size + pinned) + OVERHEAD) / step_size
-                listed.append(_Option(order, batch_size, pinned, noise, step_size, cost))
-        return listed
-
-    by_order = {spec.order or 1: measured(spec.order or 1)}
-    listed = [o for order, found in by_order.items() for o in options(order, found)]
-    most = request.kernel.max_step_size or STEP_SIZE
-    if spec.order is None and min(listed, key=_cost).step_size < SLOW * most:
-        by_order[2] = measured(2)
-        listed += options(2, by_order[2])
-    best = min(listed, key=_cost)
-    found = by_order[best.order]
-    chosen = ControlVariates(
-        best.batch_size,
-        None,
-        best.order,
-        best.pinned,
-        spec.sampling,
-        spec.shared,
-        spec.seed,
-    )
-    final = _final_reader(target, chosen, name, only, found)
-    at_mode = centre_at(on_rows, final, layout.unravel(centre), best.order == 2)
-    source = chosen.about(target, final, at_mode)
-    noise, step_size = best.noise, best.step_size
-    if spec.sampling == "importance":
-        normals = jax.random.normal(rng_key, (2, 4, layout.dimension), centre.dtype)
-        starts, ends = centre + _scaled(normals, factor)
-        noise = measure_estimator(rng_key, source, starts, ends, factor, layout)
-        step_size = _allowed(request, noise, mode)
-    scores = np.asarray(found.scores, np.float64)
-    notes = {
-        "heavy_rows_share": float(scores[found.heavy].sum() / max(scores.sum(), 1e-300)),
-        "num_pinned_rows": best.pinned,
-        "batch_size": best.batch_size,
-    }
-    cost = (best.order + 1) * (best.batch_size + best.pinned) / size
-    rows_per_step = request.kernel.gradients_per_step * cost
-    return _Choice(source, str(chosen), noise, step_size, rows_per_step, notes)
-
-
-def _cost(option: _Option) -> float:
-    return option.cost
-
-
-def _final_reader(
-    target: Any, chosen: ControlVariates, name: str, reader: Any, found: RowNoise
-) -> Reader:
-    """Rows in the order, or with the probabilities, that were chosen."""
-    sizes = {name: chosen.batch_size}
-    if chosen.sampling == "importance":
-        # A tenth of the draws is uniform, so that no weight is large.
-        lengths = np.sqrt(np.asarray(found.scores, np.float64))
-        probabilities = np.empty(len(lengths))
-        places = reader.numbers(np.arange(len(lengths)))
-        probabilities[places] = 0.9 * lengths / lengths.sum() + 0.1 / len(lengths)
-        weights = {name: jnp.asarray(probabilities, jnp.result_type(float))}
-        return reader_of(target, sizes, "importance", chosen.seed, None, weights)
-    pinned = {name: reader.numbers(np.asarray(found.heavy))} if chosen.pinned else None
-    unchanged = pinned is None and chosen.batch_size == reader.plan.number
-    if unchanged and chosen.sampling == reader.plan.sampling:
-        return {name: reader}
-    return reader_of(target, sizes, chosen.sampling, chosen.seed, pinned)
-
-
-def _rule(kernel: Any, given: Mapping[str, Any], choice: _Choice, mode: _Mode | None) -> str:
+def _rule(kernel: Any, given: Mapping[str, Any], choice: Choice, mode: Mode | None) -> str:
     """Say how the step size was chosen, and what it does to the temperature."""
-    excess = _heating(kernel, given) * choice.noise.largest * choice.step_size
+    excess = heating(kernel, given) * choice.noise.largest * choice.step_size
     where = (
         "whitened by the curvature at the mode" if mode is not None else "scaled by the largest "
     )
@@ -552,7 +332,7 @@ def _rule(kernel: Any, given: Mapping[str, Any], choice: _Choice, mode: _Mode | 
     )
 
 
-def _check_stable(kernel: Any, given: Mapping[str, Any], mode: _Mode | None) -> None:
+def _check_stable(kernel: Any, given: Mapping[str, Any], mode: Mode | None) -> None:
     """Refuse a step size at which the Gaussian at the mode would be unstable.
 
     Raises
@@ -596,7 +376,7 @@ def _states(
 
 
 def _probe(
-    noise: Noise, parameters: Mapping[str, Any], mode: _Mode | None, positions: Array
+    noise: Noise, parameters: Mapping[str, Any], mode: Mode | None, positions: Array
 ) -> run.Probe:
     """Thermometer along the direction of the largest noise."""
     dtype, d = positions.dtype, positions.shape[1]
@@ -613,11 +393,10 @@ def _probe(
 
 
 def _laplace(
-    rng_key: PRNGKey, request: Request, reader: Reader, mode: _Mode | None
+    rng_key: PRNGKey, request: Request, reader: Reader, mode: Mode | None
 ) -> np.ndarray | None:
     """Log weights of draws of the Gaussian at the mode, where looking at them is cheap."""
-    size = max((each.plan.size for each in reader.values()), default=0)
-    if mode is None or mode.factor.ndim < 2 or size * LAPLACE_DRAWS > LAPLACE_ROWS:
+    if mode is None or not _weighs(reader, request.layout):
         return None
     weights = _log_weights(
         rng_key,
@@ -630,7 +409,13 @@ def _laplace(
     return np.asarray(weights, np.float64)
 
 
-@functools.partial(jax.jit, static_argnames="layout")
+def _weighs(reader: Reader, layout: Layout) -> bool:
+    """Whether looking at all rows for every draw of the Gaussian is cheap."""
+    size = max((each.plan.size for each in reader.values()), default=0)
+    return layout.dimension <= DENSE_LIMIT and size * LAPLACE_DRAWS <= LAPLACE_ROWS
+
+
+@functools.partial(jax.jit, static_argnames="layout", compiler_options=QUICK)
 def _log_weights(
     rng_key: PRNGKey,
     on_rows: Any,

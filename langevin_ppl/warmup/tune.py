@@ -74,7 +74,8 @@ class Request(NamedTuple):
     target_acceptance_rate
         What to tune the step size to; None for the kernel's own optimum.
     capacity, thinning
-        Length of the buffers of a chunk, and steps for each draw, of the run that follows.
+        Length of the buffers of a chunk, and steps for each draw, of the run that follows; None to
+        choose.
     keep_warmup, progress
         Whether to keep the draws of the warm-up, and to show a bar.
     gradient
@@ -92,7 +93,7 @@ class Request(NamedTuple):
     metric: str | None = None
     target_acceptance_rate: float | None = None
     capacity: int = 1024
-    thinning: int = 1
+    thinning: int | None = None
     keep_warmup: bool = False
     progress: bool = False
     gradient: Any = None
@@ -124,6 +125,8 @@ class Tuned(NamedTuple):
         chain; None where that is not known.
     log_weights
         Log weights of draws of the Gaussian at the mode, ``[draw]``, or None.
+    thinning
+        Steps for each draw.
     """
 
     plan: run.Plan
@@ -139,6 +142,7 @@ class Tuned(NamedTuple):
     passes: float = 0.0
     passes_per_step: float | None = None
     log_weights: np.ndarray | None = None
+    thinning: int = 1
 
 
 def tune(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
@@ -395,7 +399,7 @@ def _by_stepping(
                     states,
                     {**parameters, **settled},
                     dataclasses.replace(plan, adaptation=None),
-                    thinning=request.thinning,
+                    thinning=request.thinning or 1,
                 )
             )
         return warm
@@ -454,6 +458,7 @@ def _by_stepping(
         num_gradient_evaluations=evaluations,
         notes=notes,
         doubts=doubts,
+        thinning=request.thinning or 1,
     )
 
 
@@ -518,4 +523,5 @@ def _by_blackjax(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
         warmup=None,
         num_gradient_evaluations=int(np.asarray(adapted.num_gradient_evaluations).sum()),
         notes={"adaptation": traits(request.kernel).adaptation},
+        thinning=request.thinning or 1,
     )
