@@ -122,9 +122,9 @@ and is gradient descent to some mode; the second samples about it. In each of th
 :math:`p^{1/T}` with a bias of order :math:`h` and of the noise of the gradients; but how the cycles
 share the modes among them is not that of their masses. One gradient a step.
 
-Draws of the first part do not count: the info's ``log_weight``, also among the ``sample_stats`` of a
-run, is minus infinity there and 0 in the second; averages have to leave them out. ``cycle`` tells
-the cycles apart.
+Draws of the first part do not count, and averages have to leave them out: the info's
+``log_weight``, also among the ``sample_stats`` of a run, is minus infinity there and 0 in the
+second. ``cycle`` tells the cycles apart.
 
 Parameters
 ----------
@@ -211,11 +211,11 @@ def replica_exchange(kernel: Kernel, temperatures: Sequence[float]) -> Kernel:
     A bias remains where the noise is not Gaussian or its variance is not that of the running mean,
     which averages over positions, and for :math:`F > 1`; that of the kernel comes on top.
 
-    All replicas move by one batch, which is read once; that correlates their errors, to the order in
-    which the noise of the gradients biases each of them. Swaps have batches of their own, because that of
-    the moves is also in the gradients and momenta by which the replicas go on. An estimator's
-    memory moves with its replica, and the evaluations for a swap leave it as it is; its log
-    densities must be unbiased. A deterministic estimator needs none of this: its step is that of
+    All replicas move by one batch, which is read once; that correlates their errors, to the order
+    in which the noise of the gradients biases each of them. Swaps have batches of their own,
+    because that of the moves is also in the gradients and momenta by which the replicas go on. An
+    estimator's memory moves with its replica, and the evaluations for a swap leave it as it is; its
+    log densities must be unbiased. A deterministic estimator needs none of this: its step is that of
     `parallel_tempering`.
 
     Parameters
@@ -414,8 +414,8 @@ def contour_sgld(min_energy: float, max_energy: float, num_partitions: int) -> K
         Its parameters are ``step_size``, ``inverse_mass_matrix`` and ``temperature`` as in `ula`;
         ``zeta``, how much is flattened, from 0 (nothing, `ula`) to 1 (all energies equally
         likely); and of the schedule, ``gain`` (``A``), ``gain_offset`` (``B``) and ``gain_power``
-        (``alpha``, above 1/2 and at most 1). With a gain so large that ``theta`` is that of the mode
-        where the chain just is, weighted draws favour rare modes.
+        (``alpha``, above 1/2 and at most 1). With a gain so large that ``theta`` is that of the
+        mode where the chain just is, weighted draws favour rare modes.
 
     Raises
     ------
