@@ -100,7 +100,9 @@ def trust(request: Request, attributes: Mapping[str, Any]) -> str:
         parts.append("Exact kernel: nothing but the number of draws limits them.")
     else:
         order = getattr(request.kernel, "order", None)
-        size = "" if order is None else f", of order step_size^{order:g},"
+        size = "" if not order else f", of order step_size^{order:g},"
+        if order == 0:
+            size = ", also at small step sizes,"
         parts.append(f"The kernel has a bias{size} that is not measured here.")
     if "temperature_noisiest" in attributes:
         error = attributes.get("temperature_error", math.nan)

@@ -36,9 +36,10 @@ with replacement, and without."""
 BLOCK = 2**14
 """Rows that are looked at together in a pass over all the data."""
 
-ROUNDS = 4
-"""Rounds of the Feistel network; four of good functions make a pseudorandom permutation (Luby,
-Rackoff 1988)."""
+ROUNDS = 12
+"""Rounds of the Feistel network. Four of good functions make a pseudorandom permutation of a large
+set (Luby, Rackoff 1988); with them a few rows would be drawn with errors of a tenth, which are
+measured to be below a hundredth with twelve."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -215,8 +215,8 @@ def replica_exchange(kernel: Kernel, temperatures: Sequence[float]) -> Kernel:
     in which the noise of the gradients biases each of them. Swaps have batches of their own,
     because that of the moves is also in the gradients and momenta by which the replicas go on. An
     estimator's memory moves with its replica, and the evaluations for a swap leave it as it is; its
-    log densities must be unbiased. A deterministic estimator needs none of this: its step is that of
-    `parallel_tempering`.
+    log densities must be unbiased. A deterministic estimator needs none of this: its step is that
+    of `parallel_tempering`.
 
     Parameters
     ----------
