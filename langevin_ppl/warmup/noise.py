@@ -149,7 +149,9 @@ def measure_rows(
     return RowNoise(scores, heavy, heavy_squares, rest_squares)
 
 
-def of_batches(measured: RowNoise, size: int, batch_size: int, pinned: int) -> Noise:
+def of_batches(
+    measured: RowNoise, size: int, batch_size: int, pinned: int, turn: np.ndarray | None = None
+) -> Noise:
     """Noise of batches of rows drawn without replacement, beside pinned ones if there are any.
 
     Parameters
@@ -162,10 +164,14 @@ def of_batches(measured: RowNoise, size: int, batch_size: int, pinned: int) -> N
         Rows drawn in each step.
     pinned
         Rows in every batch: all the heavy rows, or 0.
+    turn
+        Another frame, as seen from that in which the rows were measured.
     """
     squares = np.asarray(measured.rest_squares, np.float64)
     if not pinned:
         squares = squares + np.asarray(measured.heavy_squares, np.float64)
+    if turn is not None:
+        squares = turn.T @ squares @ turn
     free = size - pinned
     return leading(squares * free / batch_size * max(0.0, 1.0 - batch_size / free))
 

@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from langevin_ppl.warmup.choose import (
     heating,
     measuring,
     reader_for,
+    stiffness,
 )
 from langevin_ppl.warmup.noise import Noise, measure_rows
 from langevin_ppl.warmup.report import why_no_mode
@@ -47,7 +48,7 @@ from langevin_ppl.warmup.start import DENSE_LIMIT
 from langevin_ppl.warmup.traits import parameters_of
 from langevin_ppl.warmup.tune import Request, Tuned, check_valid, finding
 
-__all__ = ["by_noise"]
+__all__ = ["Ready", "by_noise", "first_states", "set_by_noise"]
 
 LAPLACE_DRAWS = 256
 LAPLACE_ROWS = 10**8
@@ -63,8 +64,99 @@ MAX_THINNING = 10
 _EMPTY = inspect.Parameter.empty
 
 
+class Ready(NamedTuple):
+    """A kernel with a stochastic gradient, before its first step.
+
+    Attributes
+    ----------
+    plan, parameters, probe, notes, doubts
+        As in `Tuned`.
+    choice
+        Estimator and step size.
+    positions
+        Where chains start, ``[chain, dimension]``.
+    mode
+        The mode, or None.
+    thinning
+        Steps for each draw.
+    """
+
+    plan: run.Plan
+    parameters: dict[str, Any]
+    probe: run.Probe
+    notes: dict[str, Any]
+    doubts: tuple[str, ...]
+    choice: Choice
+    positions: Array
+    mode: Mode | None
+    thinning: int
+
+
+def set_by_noise(start_keys: PRNGKey, request: Request, reader: Reader) -> Ready:
+    """Find the mode, and choose frame, estimator and step size.
+
+    Parameters
+    ----------
+    start_keys
+        One for each chain.
+    request
+        With a gradient estimator.
+    reader
+        Of `reader_for`.
+
+    Raises
+    ------
+    ValueError
+        If no starting position has a finite log density, control variates find no mode, or a
+        given step size is above the stability bound.
+    TypeError
+        If a parameter is missing that is not tuned.
+    """
+    kernel, layout, spec = request.kernel, request.layout, request.gradient
+    plan = run.Plan(Static(kernel), layout, capacity=request.capacity)
+    needs_centre = isinstance(spec, ControlVariates) and spec.centre is None
+    tunes = _tuned(request)
+    search = request.num_warmup > 0 or needs_centre
+    positions, mode, notes, doubts = _start(start_keys, request, plan, reader, search=search)
+    if mode is None and needs_centre:
+        if not spec.fallback:
+            raise ValueError(
+                f"control_variates: no mode to centre them at. {notes['mode_search']} Use "
+                "langevin_ppl.svrg or langevin_ppl.minibatch, or pass centre=."
+            )
+        spec = minibatch(spec.batch_size, seed=spec.seed)
+        notes["gradient_choice"] = "no mode to centre control variates at: plain batches"
+    key = jax.random.fold_in(start_keys[0], 3)
+    given = dict(request.given)
+    frame = _frame(key, request, mode, positions, reader, tunes)
+    turn = _turn(frame, mode) if "inverse_mass_matrix" not in tunes else None
+    if "step_size" in given:
+        _check_stable(kernel, given["step_size"], turn)
+    choice = choose(key, request, spec, reader, mode, frame, positions, turn)
+    if "step_size" in tunes:
+        given["step_size"] = choice.step_size
+        notes["step_size_rule"] = _rule(kernel, given, choice, mode)
+    if "inverse_mass_matrix" in tunes:
+        given["inverse_mass_matrix"] = frame
+    if "friction" in tunes:
+        given["friction"] = FRICTION
+    if "location" in parameters_of(kernel) and mode is not None:
+        given.setdefault("location", mode.position)
+    thinning = request.thinning
+    if thinning is None:
+        # A unit of time, in which a draw moves by about a standard deviation.
+        chosen = "step_size" in tunes
+        thinning = min(MAX_THINNING, math.ceil(1.0 / choice.step_size)) if chosen else 1
+    parameters = kernel.prepare(given)
+    probe = _probe(choice.noise, frame, mode, positions)
+    notes |= choice.notes
+    return Ready(
+        plan, parameters, probe, notes, doubts, choice, jnp.asarray(positions), mode, thinning
+    )
+
+
 def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
-    """Find the mode, choose frame, estimator and step size, and burn in.
+    """Tune by the noise of the gradient, and burn in.
 
     Parameters
     ----------
@@ -75,91 +167,51 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
 
     Raises
     ------
-    ValueError
-        If no starting position has a finite log density, control variates find no mode, or a
-        given step size is above the stability bound.
-    TypeError
-        If a parameter is missing that is not tuned.
+    TypeError, ValueError
+        As `set_by_noise` does.
     """
-    kernel, layout, target = request.kernel, request.layout, request.target
-    spec = request.gradient
-    reader = reader_for(spec, target)
-    plan = run.Plan(Static(kernel), layout, capacity=request.capacity)
-    needs_centre = isinstance(spec, ControlVariates) and spec.centre is None
-    tunes = _tuned(request)
-    positions, mode, notes, doubts = _start(
-        start_keys, request, plan, reader, search=request.num_warmup > 0 or needs_centre
-    )
-    if mode is None and needs_centre:
-        if not spec.fallback:
-            raise ValueError(
-                f"control_variates: no mode to centre them at. {notes['mode_search']} Use "
-                "langevin_ppl.svrg or langevin_ppl.minibatch, or pass centre=."
-            )
-        spec = minibatch(spec.batch_size, seed=spec.seed)
-        notes["gradient_choice"] = "no mode to centre control variates at: plain batches"
-    key = jax.random.fold_in(start_keys[0], 3)
-    frame = _frame(key, request, mode, positions, reader, tunes)
-    choice = choose(key, request, spec, reader, mode, frame, positions)
-    given = dict(request.given)
-    if "step_size" in given:
-        _check_stable(kernel, given, mode)
-    if "step_size" in tunes:
-        given["step_size"] = choice.step_size
-        notes["step_size_rule"] = _rule(kernel, given, choice, mode)
-    if "inverse_mass_matrix" in tunes:
-        given["inverse_mass_matrix"] = frame
-    if "friction" in tunes:
-        given["friction"] = FRICTION
-    if "location" in parameters_of(kernel) and mode is not None:
-        given.setdefault("location", mode.position)
-    parameters = kernel.prepare(given)
-    thinning = request.thinning
-    if thinning is None:
-        # A unit of time, in which a draw moves by about a standard deviation.
-        chosen = "step_size" in tunes
-        thinning = min(MAX_THINNING, math.ceil(1.0 / choice.step_size)) if chosen else 1
-    probe = _probe(choice.noise, parameters, mode, positions)
-    arguments = (start_keys, choice.source, positions, parameters)
-    shapes, wait = ahead(_states, arguments, {"plan": plan})
-    wait_for_running = run.prepare(
-        keys, choice.source, run.Chains(shapes), parameters, plan, probe=probe, thinning=thinning
-    )
-    log_weights = _laplace(key, request, reader, mode)
+    reader = reader_for(request.gradient, request.target)
+    ready = set_by_noise(start_keys, request, reader)
+    plan, parameters, source = ready.plan, ready.parameters, ready.choice.source
+    arguments = (start_keys, source, ready.positions, parameters)
+    shapes, wait = ahead(first_states, arguments, {"plan": plan})
+    options = {"probe": ready.probe, "thinning": ready.thinning}
+    wait_for_running = run.prepare(keys, source, run.Chains(shapes), parameters, plan, **options)
+    log_weights = _laplace(jax.random.fold_in(start_keys[0], 3), request, reader, ready.mode)
     wait()
-    chains, warmup = run.Chains(_states(*arguments, plan=plan)), None
+    chains, warmup = run.Chains(first_states(*arguments, plan=plan)), None
     wait_for_running()
     if request.num_warmup > 0:
         warmup = run.advance(
             keys,
-            choice.source,
+            source,
             chains,
             parameters,
             plan,
-            num_steps=math.ceil(request.num_warmup / thinning),
-            thinning=thinning,
-            probe=probe,
+            num_steps=math.ceil(request.num_warmup / ready.thinning),
             progress=request.progress,
             label="warm-up",
+            **options,
         )
         if not warmup.complete:
             raise KeyboardInterrupt("interrupted during warm-up: there is no draw to return")
         chains = warmup.final_state
+    cost = request.kernel.gradients_per_step
     return Tuned(
         plan=plan,
         states=chains.states,
         parameters=parameters,
         warmup=warmup if request.keep_warmup else None,
-        num_gradient_evaluations=len(keys) * (request.num_warmup * kernel.gradients_per_step + 1),
-        notes=notes | choice.notes,
-        doubts=doubts,
-        source=choice.source,
-        probe=probe,
-        estimator=choice.name,
-        passes=0.0 if mode is None else mode.passes,
-        passes_per_step=choice.passes_per_step,
+        num_gradient_evaluations=len(keys) * (request.num_warmup * cost + 1),
+        notes=ready.notes,
+        doubts=ready.doubts,
+        source=source,
+        probe=ready.probe,
+        estimator=ready.choice.name,
+        passes=0.0 if ready.mode is None else ready.mode.passes,
+        passes_per_step=ready.choice.passes_per_step,
         log_weights=log_weights,
-        thinning=thinning,
+        thinning=ready.thinning,
     )
 
 
@@ -332,7 +384,20 @@ def _rule(kernel: Any, given: Mapping[str, Any], choice: Choice, mode: Mode | No
     )
 
 
-def _check_stable(kernel: Any, given: Mapping[str, Any], mode: Mode | None) -> None:
+def _turn(frame: Preconditioner, mode: Mode | None) -> np.ndarray | None:
+    """Given frame as seen from that of the curvature at the mode, ``[dimension, dimension]``."""
+    if mode is None or frame.directions is not None:
+        return None
+    scale = np.asarray(frame.factor, np.float64)
+    inner = np.asarray(mode.factor, np.float64)
+    if inner.ndim < 2 and scale.ndim < 2:
+        inner, scale = inner[:, None], np.broadcast_to(scale, inner.shape)[:, None]
+        return np.diag((scale / inner)[:, 0]) if len(inner) <= DENSE_LIMIT else None
+    outer = scale if scale.ndim == 2 else np.diag(np.broadcast_to(scale, len(inner)))
+    return np.linalg.solve(np.diag(inner) if inner.ndim < 2 else inner, outer)
+
+
+def _check_stable(kernel: Any, step_size: Any, turn: np.ndarray | None) -> None:
     """Refuse a step size at which the Gaussian at the mode would be unstable.
 
     Raises
@@ -340,28 +405,19 @@ def _check_stable(kernel: Any, given: Mapping[str, Any], mode: Mode | None) -> N
     ValueError
         With the bound.
     """
-    if mode is None or isinstance(given["step_size"], Tracer):
+    if turn is None or isinstance(step_size, Tracer):
         return
-    frame = preconditioner(given.get("inverse_mass_matrix", 1.0), len(mode.position))
-    if frame.directions is not None:
-        return
-    scale = np.asarray(frame.factor, np.float64)
-    inner = np.asarray(mode.factor, np.float64)
-    inner = np.diag(inner) if inner.ndim < 2 else inner
-    outer = scale if scale.ndim == 2 else np.diag(np.broadcast_to(scale, len(inner)))
-    stiffness = np.linalg.svd(np.linalg.solve(inner, outer), compute_uv=False)[0] ** 2
-    kinetic = "friction" in parameters_of(kernel)
-    bound = 2.0 / np.sqrt(stiffness) if kinetic else 2.0 / stiffness
-    if float(given["step_size"]) >= bound:
+    bound = 2.0 / stiffness(kernel, turn)
+    if float(step_size) >= bound:
         raise ValueError(
             f"step_size: {kernel!r} is stable below {bound:.3g} where the curvature is that at "
-            f"the mode, got {float(given['step_size']):.3g}. Leave step_size out to have it "
-            "chosen, or pass an inverse_mass_matrix."
+            f"the mode, got {float(step_size):.3g}. Leave step_size out to have it chosen, or "
+            "pass an inverse_mass_matrix."
         )
 
 
 @functools.partial(jax.jit, static_argnames="plan", compiler_options=ONCE)
-def _states(
+def first_states(
     keys: PRNGKey,
     source: GradientEstimator,
     positions: Array,
@@ -369,25 +425,21 @@ def _states(
     *,
     plan: run.Plan,
 ) -> Any:
+    """States of the kernel at positions ``[chain, dimension]``."""
+
     def init(position: Array, key: PRNGKey) -> Any:
         return plan.build(source, parameters).init(position, jax.random.fold_in(key, 2))
 
     return jax.vmap(init)(positions, keys)
 
 
-def _probe(
-    noise: Noise, parameters: Mapping[str, Any], mode: Mode | None, positions: Array
-) -> run.Probe:
+def _probe(noise: Noise, frame: Preconditioner, mode: Mode | None, positions: Array) -> run.Probe:
     """Thermometer along the direction of the largest noise."""
-    dtype, d = positions.dtype, positions.shape[1]
-    frame = preconditioner(parameters.get("inverse_mass_matrix", 1.0), d)
+    dtype = positions.dtype
     direction = jnp.asarray(noise.direction, dtype)
-    factor = frame.factor
-    if factor.ndim == 2:
-        left = jax.scipy.linalg.solve_triangular(factor, direction, lower=True, trans=1)
-        right = factor @ direction
-    else:
-        left, right = direction / factor, direction * factor
+    # L^{-T} e: how a gradient's coordinates become those of a position.
+    left = jax.vjp(frame.solve, direction)[1](direction)[0]
+    right = frame.scale(direction)
     centre = jnp.mean(positions, axis=0) if mode is None else jnp.asarray(mode.position)
     return run.Probe(direction, left, right, centre)
 

@@ -1,0 +1,332 @@
+"""Which estimator of the gradient, and which step size its noise allows."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from langevin_ppl.base import Array, GradientEstimator, PRNGKey
+from langevin_ppl.gradients import (
+    ControlVariates,
+    Minibatch,
+    Reader,
+    Svrg,
+    batch_sizes_of,
+    centre_at,
+    reader_of,
+)
+from langevin_ppl.preconditioners import Preconditioner
+from langevin_ppl.tree import Layout
+from langevin_ppl.warmup.noise import Noise, RowNoise, measure_estimator, measure_rows, of_batches
+from langevin_ppl.warmup.start import DENSE_LIMIT
+from langevin_ppl.warmup.traits import parameters_of
+from langevin_ppl.warmup.tune import Request
+
+__all__ = [
+    "FRICTION",
+    "Choice",
+    "Mode",
+    "choose",
+    "heating",
+    "measuring",
+    "reader_for",
+    "stiffness",
+]
+
+EXCESS = 0.05
+"""Share of the temperature that gradient noise may add along its worst direction."""
+
+EXCESS_WITHOUT_MODE = 0.2
+"""The same where there is no mode to take the noise off at: less would not move."""
+
+FRICTION = 2.0
+"""Friction of kinetic kernels: critical damping in the whitened frame, and the more of it the less
+gradient noise heats."""
+
+STEP_SIZE = 0.1
+"""Largest step size of a kernel that names none."""
+
+HEAVY_SHARE = 0.2
+"""Share of the noise that few rows may make before they are pinned."""
+
+HEAVY_RATIO = 5.0
+"""The same in units of their share of the rows."""
+
+PINNED = 256
+"""Rows to pin."""
+
+GROWTHS = (1, 2, 4, 8, 16)
+"""Multiples of the batch size among which to choose."""
+
+OVERHEAD = 1000
+"""What a step costs beside its rows, in rows."""
+
+SLOW = 0.25
+"""Share of the largest step size below which the Hessian's term is tried."""
+
+
+class Mode(NamedTuple):
+    """What is known of the mode.
+
+    ``factor`` is lower triangular or diagonal; ``passes`` over the data that finding it took.
+    """
+
+    position: np.ndarray
+    factor: np.ndarray
+    decrement: float
+    passes: float
+
+
+class Choice(NamedTuple):
+    """An estimator, its noise, and the step size that it allows."""
+
+    source: GradientEstimator
+    name: str
+    noise: Noise
+    step_size: float
+    passes_per_step: float
+    notes: dict[str, Any]
+
+
+def reader_for(spec: Any, target: Any) -> Reader:
+    """Rows to look for the mode on, and to measure the noise of; none for a user's estimator."""
+    if isinstance(spec, ControlVariates):
+        sizes = batch_sizes_of("control_variates", target, spec.batch_size)
+        return reader_of(target, sizes, "blocks", spec.seed)
+    return spec.reader(target) if isinstance(spec, Minibatch | Svrg) else {}
+
+
+def measuring(spec: Any, reader: Reader, layout: Layout) -> dict[str, Any] | None:
+    """Static arguments of `measure_rows`; None where the noise of rows is not looked at."""
+    open_variates = isinstance(spec, ControlVariates) and spec.centre is None
+    if not open_variates or len(reader) != 1 or layout.dimension > DENSE_LIMIT:
+        return None
+    ((name, only),) = reader.items()
+    number = spec.pinned if isinstance(spec.pinned, int) and spec.pinned else PINNED
+    return {
+        "name": name,
+        "layout": layout,
+        "order": spec.order or 1,
+        "num_heavy": min(number, only.plan.size // 4),
+    }
+
+
+def heating(kernel: Any, given: Mapping[str, Any]) -> float:
+    """Share of the temperature that unit noise adds for each unit of the step size."""
+    if "friction" not in parameters_of(kernel):
+        return 0.5
+    return 0.5 / float(given.get("friction", FRICTION))
+
+
+def stiffness(kernel: Any, turn: np.ndarray | None) -> float:
+    """Half of the inverse of the largest stable step size, up to a factor of order one, in a frame.
+
+    Parameters
+    ----------
+    turn
+        The frame as seen from that of the curvature; None for that one itself.
+    """
+    if turn is None:
+        return 1.0
+    stretch = float(np.linalg.norm(turn, 2))
+    return stretch if "friction" in parameters_of(kernel) else stretch**2
+
+
+def _allowed(request: Request, noise: Noise, mode: Mode | None, turn: np.ndarray | None) -> float:
+    """Largest step size at which the noise adds no more than is allowed."""
+    most = (request.kernel.max_step_size or STEP_SIZE) / stiffness(request.kernel, turn)
+    excess = EXCESS if mode is not None else EXCESS_WITHOUT_MODE
+    gain = heating(request.kernel, request.given) * noise.largest
+    return min(most, excess / gain) if gain > 0 else most
+
+
+def choose(
+    rng_key: PRNGKey,
+    request: Request,
+    spec: Any,
+    reader: Reader,
+    mode: Mode | None,
+    frame: Preconditioner,
+    positions: Array,
+    turn: np.ndarray | None = None,
+) -> Choice:
+    """Make the estimator, choosing what the user has left open.
+
+    Parameters
+    ----------
+    frame
+        Frame in which the kernel moves.
+    turn
+        The same as seen from the curvature at the mode; None where it is that of the curvature.
+    """
+    target, layout = request.target, request.layout
+    if isinstance(spec, ControlVariates) and spec.centre is None and mode is not None:
+        if measuring(spec, reader, layout) is not None:
+            return _best_variates(rng_key, request, spec, reader, mode, turn)
+        spec = _plain_variates(spec, target)
+        centre = centre_at(
+            target.batch_logdensity_fn,
+            reader,
+            layout.unravel(jnp.asarray(mode.position)),
+            spec.order == 2,
+        )
+        source = spec.about(target, reader, centre)
+    elif isinstance(spec, GradientEstimator):
+        source = spec
+    elif isinstance(spec, Minibatch | Svrg):
+        source = spec(target, reader)
+    else:
+        source = spec(target)
+    if mode is None:
+        starts = ends = positions
+    else:
+        shape = (2, 4, layout.dimension)
+        normals = jax.random.normal(rng_key, shape, positions.dtype)
+        starts, ends = mode.position + _scaled(normals, jnp.asarray(mode.factor))
+    noise = measure_estimator(rng_key, source, starts, ends, frame.factor, layout)
+    passes = request.kernel.gradients_per_step * _rows_per_step(spec, reader)
+    return Choice(source, str(spec), noise, _allowed(request, noise, mode, turn), passes, {})
+
+
+def _scaled(normals: Array, factor: Array) -> Array:
+    return normals @ factor.T if factor.ndim == 2 else normals * factor
+
+
+def _plain_variates(spec: ControlVariates, target: Any) -> ControlVariates:
+    """Control variates with nothing left open: several plates, or many dimensions."""
+    sizes = batch_sizes_of("control_variates", target, spec.batch_size)
+    if spec.sampling == "importance" or spec.pinned:
+        raise ValueError(
+            "control_variates: rows are pinned, or drawn by importance, for one subsampled plate "
+            f"and at most {DENSE_LIMIT} dimensions; leave pinned and sampling out."
+        )
+    return ControlVariates(
+        sizes, spec.centre, spec.order or 1, 0, spec.sampling, spec.shared, spec.seed
+    )
+
+
+def _rows_per_step(spec: Any, reader: Reader) -> float:
+    """Gradients of rows in a step, as a share of all rows."""
+    number = sum(each.plan.number / each.plan.size for each in reader.values())
+    return (2.0 if isinstance(spec, ControlVariates | Svrg) else 1.0) * number
+
+
+class _Option(NamedTuple):
+    """Control variates that might be chosen, the noise and the cost of a unit of time."""
+
+    order: int
+    batch_size: int
+    pinned: int
+    noise: Noise
+    step_size: float
+    cost: float
+
+
+def _best_variates(
+    rng_key: PRNGKey,
+    request: Request,
+    spec: ControlVariates,
+    reader: Reader,
+    mode: Mode,
+    turn: np.ndarray | None,
+) -> Choice:
+    """Control variates about the mode: batch size, pinned rows and order by the noise.
+
+    Those whose step costs least for each unit of time that it advances.
+    """
+    target, layout = request.target, request.layout
+    ((name, only),) = reader.items()
+    size = only.plan.size
+    on_rows = target.batch_logdensity_fn
+    centre, factor = jnp.asarray(mode.position), jnp.asarray(mode.factor)
+    base = only.plan.number
+    sizes = [base] if spec.batch_size is not None else [base * g for g in GROWTHS]
+    sizes = [b for b in sizes if b <= max(base, size // 2)]
+    static = measuring(spec, reader, layout)
+    assert static is not None
+    number = static["num_heavy"]
+
+    def measured(order: int) -> RowNoise:
+        options = {**static, "order": order}
+        return jax.device_get(measure_rows(rng_key, on_rows, only, centre, factor, **options))
+
+    def options(order: int, found: RowNoise) -> list[_Option]:
+        scores = np.asarray(found.scores, np.float64)
+        # That a twentieth of the rows makes a fifth of the noise is nothing out of the ordinary.
+        usual = max(HEAVY_SHARE, HEAVY_RATIO * number / size)
+        heavy = scores[found.heavy].sum() > usual * scores.sum()
+        pins = [number] if (heavy and number) else [0]
+        if spec.pinned is not None or spec.sampling not in ("blocks", "epochs"):
+            pins = [number if spec.pinned else 0]
+        listed = []
+        for batch_size in sizes:
+            for pinned in pins:
+                number_free = min(batch_size, size - pinned)
+                noise = of_batches(found, size, number_free, pinned, turn)
+                step_size = _allowed(request, noise, mode, turn)
+                cost = ((order + 1) * (batch_size + pinned) + OVERHEAD) / step_size
+                listed.append(_Option(order, batch_size, pinned, noise, step_size, cost))
+        return listed
+
+    by_order = {spec.order or 1: measured(spec.order or 1)}
+    listed = [o for order, found in by_order.items() for o in options(order, found)]
+    most = request.kernel.max_step_size or STEP_SIZE
+    if spec.order is None and min(listed, key=_cost).step_size < SLOW * most:
+        by_order[2] = measured(2)
+        listed += options(2, by_order[2])
+    best = min(listed, key=_cost)
+    found = by_order[best.order]
+    chosen = ControlVariates(
+        best.batch_size,
+        None,
+        best.order,
+        best.pinned,
+        spec.sampling,
+        spec.shared,
+        spec.seed,
+    )
+    final = _final_reader(target, chosen, name, only, found)
+    at_mode = centre_at(on_rows, final, layout.unravel(centre), best.order == 2)
+    source = chosen.about(target, final, at_mode)
+    noise, step_size = best.noise, best.step_size
+    if spec.sampling == "importance":
+        normals = jax.random.normal(rng_key, (2, 4, layout.dimension), centre.dtype)
+        starts, ends = centre + _scaled(normals, factor)
+        outer = factor if turn is None else factor @ turn
+        noise = measure_estimator(rng_key, source, starts, ends, outer, layout)
+        step_size = _allowed(request, noise, mode, turn)
+    scores = np.asarray(found.scores, np.float64)
+    notes = {
+        "heavy_rows_share": float(scores[found.heavy].sum() / max(scores.sum(), 1e-300)),
+        "num_pinned_rows": best.pinned,
+        "batch_size": best.batch_size,
+    }
+    cost = (best.order + 1) * (best.batch_size + best.pinned) / size
+    rows_per_step = request.kernel.gradients_per_step * cost
+    return Choice(source, str(chosen), noise, step_size, rows_per_step, notes)
+
+
+def _cost(option: _Option) -> float:
+    return option.cost
+
+
+def _final_reader(
+    target: Any, chosen: ControlVariates, name: str, reader: Any, found: RowNoise
+) -> Reader:
+    """Rows in the order, or with the probabilities, that were chosen."""
+    sizes = {name: chosen.batch_size}
+    if chosen.sampling == "importance":
+        # A tenth of the draws is uniform, so that no weight is large.
+        lengths = np.sqrt(np.asarray(found.scores, np.float64))
+        probabilities = np.empty(len(lengths))
+        places = reader.numbers(np.arange(len(lengths)))
+        probabilities[places] = 0.9 * lengths / lengths.sum() + 0.1 / len(lengths)
+        weights = {name: jnp.asarray(probabilities, jnp.result_type(float))}
+        return reader_of(target, sizes, "importance", chosen.seed, None, weights)
+    pinned = {name: reader.numbers(np.asarray(found.heavy))} if chosen.pinned else None
+    unchanged = pinned is None and chosen.batch_size == reader.plan.number
+    if unchanged and chosen.sampling == reader.plan.sampling:
+        return {name: reader}
+    return reader_of(target, sizes, chosen.sampling, chosen.seed, pinned)
