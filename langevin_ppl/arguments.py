@@ -1,6 +1,5 @@
 """What came in to `sample`: checked, and brought into one form."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from langevin_ppl.base import Array, GradientEstimator, PRNGKey, check_number
+from langevin_ppl.base import Array, PRNGKey, check_number
 from langevin_ppl.export import PARAMETERS_GROUP, POSITION_GROUP, safe_name
-from langevin_ppl.gradients import Exact, control_variates, minibatch
-from langevin_ppl.kernels import Kernel, split_ghmc, ubu
+from langevin_ppl.kernels import Kernel
 from langevin_ppl.kernels.kernel import check_positive
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.targets import DensityTarget, ModelTarget
@@ -22,7 +20,6 @@ from langevin_ppl.warmup import parameters_of, takes_a_density, traits
 
 __all__ = [
     "check_counts",
-    "check_gradient",
     "check_groups",
     "check_key",
     "check_labels",
@@ -70,49 +67,6 @@ def check_target(target: Any) -> None:
         f"target: expected what langevin_ppl.target or langevin_ppl.density made, got "
         f"{type(target).__name__}." + (hint if callable(target) else "")
     )
-
-
-def check_gradient(kernel: Any, target: Any, gradient: Any) -> tuple[Any, Any]:
-    """Kernel and gradient of a run: those given, or what the target asks for.
-
-    Returns
-    -------
-    kernel, gradient
-        The gradient is None where it is exact.
-    """
-    plates = target.plates
-    if gradient is None and not plates:
-        return split_ghmc if kernel is None else kernel, None
-    kernel = ubu if kernel is None and not isinstance(gradient, Exact) else kernel
-    kernel = split_ghmc if kernel is None else kernel
-    stochastic = isinstance(kernel, Kernel) and (kernel.target_acceptance_rate is None)
-    stochastic |= getattr(kernel, "amortised", False)
-    if gradient is None:
-        if not stochastic:
-            ((name, plate), *_) = plates.items()
-            raise ValueError(
-                f"The plate '{name}' is subsampled ({plate.batch_size} of {plate.size} rows), and "
-                f"{traits(kernel).name} needs the log density of all the data. Pass "
-                "gradient=langevin_ppl.exact() to use them all in every step, leave out "
-                "subsample_size, or use a kernel without a Metropolis test (langevin_ppl.ubu)."
-            )
-        if kernel.exact:
-            return kernel, minibatch()
-        return kernel, dataclasses.replace(control_variates(), fallback=True)
-    if isinstance(gradient, Exact):
-        return kernel, None
-    if not (callable(gradient) or isinstance(gradient, GradientEstimator)):
-        raise TypeError(
-            "gradient: expected langevin_ppl.minibatch(...), control_variates(...), svrg(...) or "
-            f"exact(), got {gradient!r}."
-        )
-    if not stochastic:
-        raise ValueError(
-            f"gradient: {traits(kernel).name} needs the log density of all the data, and a "
-            "gradient from a part of them has none. Use a kernel without a Metropolis test "
-            "(langevin_ppl.ubu, langevin_ppl.sgld), or gradient=langevin_ppl.exact()."
-        )
-    return kernel, gradient
 
 
 def check_counts(least: int, **counts: Any) -> None:

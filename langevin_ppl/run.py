@@ -30,6 +30,7 @@ __all__ = [
     "Source",
     "advance",
     "capacity_of",
+    "in_step",
     "phase_keys",
     "place",
     "prepare",
@@ -222,7 +223,7 @@ def _chunk(
 
     def one(state: Any, key: PRNGKey, parameters: dict[str, Any], draw: Array) -> Any:
         def move(state: Any, index: Array) -> tuple[Any, dict[str, Array]]:
-            algorithm = plan.build(_in_step(source, common_key, index), parameters)
+            algorithm = plan.build(in_step(source, common_key, index), parameters)
             state, info = algorithm.step(jax.random.fold_in(key, index), state)
             stats = statistics(state, info)
             if probe is not None:
@@ -249,11 +250,18 @@ def _chunk(
     return repeat(step, chains, start, count, plan.capacity)
 
 
-def _in_step(source: Source, common_key: PRNGKey, index: Array) -> Source:
+def in_step(source: Source, common_key: PRNGKey, index: Array) -> Source:
     """Estimator whose batches follow the run's counter, one for all chains where it says so.
 
     The counter of a chain's state is its own: what depends on it would be computed for every chain,
     and a branch on it would be no branch.
+
+    Parameters
+    ----------
+    common_key
+        Of batches that all chains share.
+    index
+        Number of the step.
     """
     if not isinstance(source, GradientEstimator) or source.draw is None:
         return source

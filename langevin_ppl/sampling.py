@@ -12,7 +12,6 @@ import numpy as np
 from langevin_ppl import run
 from langevin_ppl.arguments import (
     check_counts,
-    check_gradient,
     check_groups,
     check_key,
     check_labels,
@@ -41,6 +40,7 @@ from langevin_ppl.warmup import (
     Request,
     Tuned,
     by_noise,
+    kernel_and_gradient,
     traits,
     tune,
 )
@@ -200,7 +200,7 @@ def sample(
     check_counts(1, num_chains=num_chains, num_samples=num_samples)
     optional = {"chunk": chunk, "thinning": thinning}
     check_counts(1, **{name: value for name, value in optional.items() if value is not None})
-    kernel, gradient = check_gradient(kernel, target, gradient)
+    kernel, gradient = kernel_and_gradient(kernel, target, gradient)
     layout = Layout.of(target.prototype)
     if num_warmup is None:
         reused = initial is not None and parameters is not None

@@ -21,7 +21,9 @@ LAYERS = [
     {"convergence"},
     {"export"},
     {"arguments", "infer"},
-    {"approximation", "sampling"},
+    {"approximation"},
+    {"trust"},
+    {"sampling"},
     {"diagnostics"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}

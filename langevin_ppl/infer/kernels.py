@@ -141,7 +141,10 @@ class KLMC(Langevin):
 
 
 class CyclicalSGLD(Langevin):
-    """`langevin_ppl.cyclical_sgld`: biased; draws while it explores have weight zero."""
+    """`langevin_ppl.cyclical_sgld`: biased, and its draws have no weights in NumPyro.
+
+    Those of the first part of every cycle, which explore, have to be left out by their number.
+    """
 
     kernel = kernels.cyclical_sgld
 

@@ -18,7 +18,9 @@ from numpyro.util import is_prng_key
 
 from langevin_ppl.base import Array, PRNGKey
 from langevin_ppl.compilation import nested
+from langevin_ppl.gradients import on_flat
 from langevin_ppl.kernels import Kernel, ReplicaState, check_burn_in, split_ghmc
+from langevin_ppl.run import in_step
 from langevin_ppl.targets import density, target
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup import (
@@ -28,6 +30,10 @@ from langevin_ppl.warmup import (
     begin,
     find,
     finding,
+    first_states,
+    kernel_and_gradient,
+    reader_for,
+    set_by_noise,
     set_up,
     settled_step_size,
     taming_parameters,
@@ -83,6 +89,9 @@ class LangevinState(NamedTuple):
     rng_key: PRNGKey
 
 
+SOURCE = "gradient"
+"""Where the parameters of a state hold its gradient estimator."""
+
 POOLED_FIELDS = ("adapt_state", "parameters")
 
 # The axis of chains: of everything but what all chains share.
@@ -112,6 +121,10 @@ class Langevin(MCMCKernel):
         Whether the metric is a dense matrix; by default up to 500 dimensions.
     find_mode
         Whether chains start at a mode found from their first position.
+    gradient
+        `langevin_ppl.minibatch`, `control_variates`, `svrg` or a `GradientEstimator`, for kernels
+        without a Metropolis test. By default all the data, unless the model has a subsampled plate:
+        then as in `langevin_ppl.sample`.
     **parameters
         Parameters of the kernel (``step_size``, ``friction``, ...), which are then not tuned.
 
@@ -152,6 +165,7 @@ class Langevin(MCMCKernel):
         target_accept_prob: float | None = None,
         dense_mass: bool | None = None,
         find_mode: bool = True,
+        gradient: Any = None,
         **parameters: Any,
     ):
         name = type(self).__name__
@@ -183,6 +197,7 @@ class Langevin(MCMCKernel):
         self._target_accept_prob = target_accept_prob
         self._dense_mass = dense_mass
         self._find_mode = find_mode
+        self._gradient = gradient
         self._parameters = parameters
         self._num_warmup = 0
         self._layout: Layout | None = None
@@ -261,6 +276,11 @@ class Langevin(MCMCKernel):
         initial = None
         if init_params is not None:
             initial = jax.vmap(layout.ravel)(_checked(init_params, posterior.prototype))
+        _, gradient = kernel_and_gradient(self._kernel, posterior, self._gradient)
+        if gradient is not None:
+            state = self._stochastic_state(posterior, initial, gradient, split)
+            self._sample_fn = functools.partial(_one_step, self)
+            return state if not single else jax.tree.map(_first, state, _axes(state))
         setup, request = self._setup(posterior, initial, None if single else CHAIN)
         data, options = finding(request, setup.plan, search=self._find_mode and init_params is None)
         logdensity_fn = posterior.logdensity_fn
@@ -279,15 +299,45 @@ class Langevin(MCMCKernel):
         self._sample_fn = functools.partial(_one_step, self)
         return state if not single else jax.tree.map(_first, state, _axes(state))
 
+    def _stochastic_state(
+        self, posterior: Any, initial: Any, gradient: Any, keys: PRNGKey
+    ) -> LangevinState:
+        """First state of chains whose gradient reads a part of the data; it is tuned by then.
+
+        The estimator, with the data that it reads, is carried in the state.
+        """
+        if isinstance(keys, Tracer):
+            raise ValueError(
+                f"{type(self).__name__}: gradients from a part of the data are tuned outside of "
+                "compiled code: use chain_method='vectorized' or 'sequential'."
+            )
+        if self._is_block:
+            raise ValueError(
+                f"{type(self).__name__}: as a block of Gibbs sampling it needs all the data, "
+                "because the other block changes what the estimator was tuned for. Pass "
+                "gradient=langevin_ppl.exact()."
+            )
+        request = self._request(posterior, initial)._replace(gradient=gradient, thinning=1)
+        ready = set_by_noise(keys[:, 0], request, reader_for(gradient, posterior))
+        source, parameters = ready.choice.source, ready.parameters
+        chains = first_states(keys[:, 1], source, ready.positions, parameters, plan=ready.plan)
+        return self._state_of(chains, None, {**parameters, SOURCE: source}, keys[:, 2])
+
     def _first_state(self, setup: Setup, chains: Any, begun: Begun, keys: PRNGKey) -> LangevinState:
         tuning = begun.chains.tuning
-        num_chains, dtype = chains.position.shape[0], chains.position.dtype
-        rates = jnp.full(num_chains, 0.0 if self._is_adjusted else jnp.nan, dtype)
         parameters = {
-            **{k: jnp.asarray(v) if _is_number(v) else v for k, v in setup.parameters.items()},
+            **setup.parameters,
             **({} if setup.plan.adaptation is None else setup.plan.adaptation.parameters(tuning)),
         }
         parameters |= taming_parameters(self._kernel, self._parameters, begun.start)
+        return self._state_of(chains, tuning, parameters, keys)
+
+    def _state_of(
+        self, chains: Any, tuning: Any, parameters: Mapping[str, Any], keys: PRNGKey
+    ) -> LangevinState:
+        num_chains, dtype = chains.position.shape[0], chains.position.dtype
+        rates = jnp.full(num_chains, 0.0 if self._is_adjusted else jnp.nan, dtype)
+        parameters = {k: jnp.asarray(v) if _is_number(v) else v for k, v in parameters.items()}
         step_size = jnp.broadcast_to(jnp.asarray(parameters["step_size"], dtype), (num_chains,))
         assert self._layout is not None
         return LangevinState(
@@ -408,10 +458,14 @@ class Langevin(MCMCKernel):
         return density(_Negative(potential_fn), prototype)
 
     def _setup(self, posterior: Any, initial: Any, axis_name: str | None) -> tuple[Setup, Request]:
+        request = self._request(posterior, initial)
+        return set_up(request, tuned_names(request), axis_name), request
+
+    def _request(self, posterior: Any, initial: Any) -> Request:
         metric = None
         if self._dense_mass is not None:
             metric = "dense" if self._dense_mass else "diagonal"
-        request = Request(
+        return Request(
             target=posterior,
             layout=Layout.of(posterior.prototype),
             kernel=self._kernel,
@@ -421,7 +475,6 @@ class Langevin(MCMCKernel):
             metric=metric,
             target_acceptance_rate=self._target_accept_prob,
         )
-        return set_up(request, tuned_names(request), axis_name), request
 
 
 class _Negative:
@@ -483,8 +536,13 @@ def _one_step(
     model_kwargs: Mapping[str, Any] | None,
 ) -> LangevinState:
     """Step one chain, or all of them together where the state has several."""
-    posterior = sampler._target(model_args, model_kwargs or {})
     single = is_prng_key(state.rng_key)
+    if SOURCE in state.parameters:
+        common = state.rng_key if single else state.rng_key[0]
+        index = state.i if single else state.i[0]
+        move = functools.partial(_move_by_batch, sampler, common_key=common, index=index)
+        return move(state) if single else jax.vmap(move, in_axes=(AXES,), out_axes=AXES)(state)
+    posterior = sampler._target(model_args, model_kwargs or {})
     setup, _ = sampler._setup(posterior, None, None if single else CHAIN)
     if state.adapt_state is None:  # made by another run of the kernel, without a warm-up
         setup = setup._replace(plan=dataclasses.replace(setup.plan, adaptation=None))
@@ -545,6 +603,30 @@ def _move(
         chain=chain,
         rng_key=next_key,
     ), rate
+
+
+def _move_by_batch(
+    sampler: Langevin, state: LangevinState, *, common_key: PRNGKey, index: Array
+) -> LangevinState:
+    """Step one chain by a gradient from a part of the data."""
+    kernel, layout = sampler._kernel, sampler._layout
+    assert layout is not None  # `init` has run
+    next_key, key = jax.random.split(state.rng_key)
+    common = jax.random.fold_in(common_key, 2**32 - 1)
+    source = on_flat(in_step(state.parameters[SOURCE], common, index), layout)
+    known = {k: v for k, v in state.parameters.items() if k in kernel.parameters}
+    chain: Any
+    info: Any
+    chain, info = kernel(source, **known).step(key, state.chain)
+    return state._replace(
+        i=state.i + 1,
+        z=layout.unravel(chain.position),
+        z_grad=layout.unravel(-chain.logdensity_grad),
+        potential_energy=-chain.logdensity,
+        diverging=info.is_divergent,
+        chain=chain,
+        rng_key=next_key,
+    )
 
 
 def _adapt(

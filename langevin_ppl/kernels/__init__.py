@@ -13,6 +13,7 @@ from langevin_ppl.kernels.exploring import (
 from langevin_ppl.kernels.kernel import Kernel, KernelInfo, KernelState, check_burn_in
 from langevin_ppl.kernels.kinetic import KineticState, ghmc, split_ghmc
 from langevin_ppl.kernels.overdamped import irreversible, leimkuhler_matthews, mala, ula
+from langevin_ppl.kernels.sgmcmc import sgmcmc
 from langevin_ppl.kernels.splittings import baoab, klmc, obabo, splitting, tbaoab, ubu
 from langevin_ppl.kernels.stochastic import (
     RescaledState,
@@ -66,6 +67,7 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "sgmcmc",
     "split_ghmc",
     "splitting",
     "stula",

@@ -1,9 +1,10 @@
 """Warm-up: how chains are started and a kernel is tuned."""
 
 from langevin_ppl.warmup.begin import Begun, begin, find
+from langevin_ppl.warmup.choose import kernel_and_gradient, reader_for
 from langevin_ppl.warmup.report import why_no_mode
 from langevin_ppl.warmup.start import DENSE_LIMIT
-from langevin_ppl.warmup.stochastic import by_noise
+from langevin_ppl.warmup.stochastic import by_noise, first_states, set_by_noise
 from langevin_ppl.warmup.traits import Traits, parameters_of, takes_a_density, traits
 from langevin_ppl.warmup.tune import Request, Setup, Tuned, finding, set_up, tune, tuned_names
 from langevin_ppl.warmup.unadjusted import MAX_TAMING_LOSS, settled_step_size, taming_parameters
@@ -19,8 +20,12 @@ __all__ = [
     "begin",
     "by_noise",
     "find",
+    "first_states",
     "finding",
+    "kernel_and_gradient",
     "parameters_of",
+    "reader_for",
+    "set_by_noise",
     "set_up",
     "settled_step_size",
     "takes_a_density",

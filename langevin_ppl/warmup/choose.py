@@ -1,5 +1,6 @@
 """Which estimator of the gradient, and which step size its noise allows."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,18 +11,22 @@ import numpy as np
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
 from langevin_ppl.gradients import (
     ControlVariates,
+    Exact,
     Minibatch,
     Reader,
     Svrg,
     batch_sizes_of,
     centre_at,
+    control_variates,
+    minibatch,
     reader_of,
 )
+from langevin_ppl.kernels import Kernel, split_ghmc, ubu
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup.noise import Noise, RowNoise, measure_estimator, measure_rows, of_batches
 from langevin_ppl.warmup.start import DENSE_LIMIT
-from langevin_ppl.warmup.traits import parameters_of
+from langevin_ppl.warmup.traits import parameters_of, traits
 from langevin_ppl.warmup.tune import Request
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "Mode",
     "choose",
     "heating",
+    "kernel_and_gradient",
     "measuring",
     "reader_for",
     "stiffness",
@@ -88,6 +94,61 @@ class Choice(NamedTuple):
     step_size: float
     passes_per_step: float
     notes: dict[str, Any]
+
+
+def kernel_and_gradient(kernel: Any, target: Any, gradient: Any) -> tuple[Any, Any]:
+    """Kernel and gradient of a run: those given, or what the target asks for.
+
+    Parameters
+    ----------
+    kernel, gradient
+        What the user gave; None to choose.
+
+    Returns
+    -------
+    kernel, gradient
+        The gradient is None where it is exact.
+
+    Raises
+    ------
+    TypeError
+        If the gradient is none of this library's.
+    ValueError
+        If the kernel needs the log density of all the data, and the gradient reads a part.
+    """
+    plates = target.plates
+    if gradient is None and not plates:
+        return split_ghmc if kernel is None else kernel, None
+    kernel = ubu if kernel is None and not isinstance(gradient, Exact) else kernel
+    kernel = split_ghmc if kernel is None else kernel
+    stochastic = isinstance(kernel, Kernel) and (kernel.target_acceptance_rate is None)
+    stochastic |= getattr(kernel, "amortised", False)
+    if gradient is None:
+        if not stochastic:
+            ((name, plate), *_) = plates.items()
+            raise ValueError(
+                f"The plate '{name}' is subsampled ({plate.batch_size} of {plate.size} rows), and "
+                f"{traits(kernel).name} needs the log density of all the data. Pass "
+                "gradient=langevin_ppl.exact() to use them all in every step, leave out "
+                "subsample_size, or use a kernel without a Metropolis test (langevin_ppl.ubu)."
+            )
+        if kernel.exact:
+            return kernel, minibatch()
+        return kernel, dataclasses.replace(control_variates(), fallback=True)
+    if isinstance(gradient, Exact):
+        return kernel, None
+    if not (callable(gradient) or isinstance(gradient, GradientEstimator)):
+        raise TypeError(
+            "gradient: expected langevin_ppl.minibatch(...), control_variates(...), svrg(...) or "
+            f"exact(), got {gradient!r}."
+        )
+    if not stochastic:
+        raise ValueError(
+            f"gradient: {traits(kernel).name} needs the log density of all the data, and a "
+            "gradient from a part of them has none. Use a kernel without a Metropolis test "
+            "(langevin_ppl.ubu, langevin_ppl.sgld), or gradient=langevin_ppl.exact()."
+        )
+    return kernel, gradient
 
 
 def reader_for(spec: Any, target: Any) -> Reader:
