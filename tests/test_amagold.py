@@ -1,5 +1,7 @@
 """AMAGOLD: an exact law from the gradients of batches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +155,10 @@ def test_batches_are_fresh_and_memory_stays():
     assert noise.shape == (6 * 3 + 2,) and batch.shape == (6, BATCH)
     assert len({tuple(map(int, rows)) for rows in batch}) == 6
     assert kernel.draw(KEY, state, as_estimator(everything)).batch == ()
+    # A runner draws common batches by counting calls, whatever the key.
+    calls = iter(range(100))
+    common = dataclasses.replace(estimator, draw=lambda key, step: next(calls), shared=True)
+    np.testing.assert_array_equal(kernel.draw(KEY, state, common).batch, np.arange(6))
 
 
 def test_an_estimator_without_the_density_of_all_the_data_is_refused():

@@ -158,15 +158,20 @@ class _Way(NamedTuple):
 @functools.cache
 def _amortised(num_steps: int) -> Kernel:
     def draw(rng_key: PRNGKey, state: Any, gradient: GradientEstimator) -> Randomness:
-        one = gradient.draw
+        one, many = gradient.draw, gradient
         if one is not None:
 
             def batches(rng_key: PRNGKey, step: Array) -> Any:
                 # All of one step, so that their order is as likely as its reverse.
-                return jax.vmap(lambda key: one(key, step))(jax.random.split(rng_key, num_steps))
+                keys = jax.random.split(rng_key, num_steps)
+                if not gradient.shared:
+                    return jax.vmap(lambda key: one(key, step))(keys)
+                # A runner that gives all chains the same batches tells them apart by the call.
+                drawn = [one(key, step) for key in keys]
+                return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
 
-            gradient = dataclasses.replace(gradient, draw=batches)
-        return draw_noise(rng_key, state, gradient, extra=2, copies=num_steps)
+            many = dataclasses.replace(gradient, draw=batches)
+        return draw_noise(rng_key, state, many, extra=2, copies=num_steps)
 
     def transition(
         randomness: Randomness,

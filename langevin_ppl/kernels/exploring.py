@@ -122,9 +122,9 @@ and is gradient descent to some mode; the second samples about it. In each of th
 :math:`p^{1/T}` with a bias of order :math:`h` and of the noise of the gradients; but how the cycles
 share the modes among them is not that of their masses. One gradient a step.
 
-Draws of the first part do not count, and averages have to leave them out: the info's
-``log_weight``, also among the ``sample_stats`` of a run, is minus infinity there and 0 in the
-second. ``cycle`` tells the cycles apart.
+Draws of the first part do not count: the info's ``log_weight`` is minus infinity there and 0 in the
+second, and `langevin_ppl.sample` resamples by it; elsewhere averages have to leave them out.
+``cycle`` tells the cycles apart.
 
 Parameters
 ----------
@@ -215,8 +215,9 @@ def replica_exchange(kernel: Kernel, temperatures: Sequence[float]) -> Kernel:
     in which the noise of the gradients biases each of them. Swaps have batches of their own,
     because that of the moves is also in the gradients and momenta by which the replicas go on. An
     estimator's memory moves with its replica, and the evaluations for a swap leave it as it is; its
-    log densities must be unbiased. A deterministic estimator needs none of this: its step is that
-    of `parallel_tempering`.
+    log densities must be unbiased. Where both batches of a swap are the same, nothing is swapped:
+    those of an estimator that follows the step counter alone, as epochs do, always are. A
+    deterministic estimator needs none of this: its step is that of `parallel_tempering`.
 
     Parameters
     ----------
@@ -277,8 +278,7 @@ def _exchanged(kernel: Kernel, temperatures: tuple[float, ...]) -> Kernel:
             return drawn(kernel, rng_key, state.replicas, gradient, number)
         key_move, *keys = jax.random.split(rng_key, 3)
         noise, batch = drawn(kernel, key_move, state.replicas, gradient, number)
-        # Steps of their own, by which alone the batches of an epoch are told apart.
-        tests = [gradient.draw(key, 2 * state.step + k) for k, key in enumerate(keys)]
+        tests = [gradient.draw(key, state.step) for key in keys]
         return Randomness(noise, (batch, jax.tree.map(lambda *two: jnp.stack(two), *tests)))
 
     def transition(
@@ -299,11 +299,14 @@ def _exchanged(kernel: Kernel, temperatures: tuple[float, ...]) -> Kernel:
             difference = jnp.diff(replicas.logdensity)
         else:
             first, second = jnp.diff(_values(gradient, tests, replicas))
-            difference, count = 0.5 * (first + second), count + 1
-            gain = jnp.power(count.astype(variance.dtype), -VARIANCE_DECAY)
+            distinct = _are_distinct(tests)
+            # The same batch twice says nothing of the noise, and decides nothing.
+            difference = jnp.where(distinct, 0.5 * (first + second), -jnp.inf)
+            count = count + distinct.astype(count.dtype)
+            gain = jnp.power(jnp.maximum(count, 1).astype(variance.dtype), -VARIANCE_DECAY)
             change = gain * (0.25 * jnp.square(first - second) - variance)
             # A replica that is lost is not swapped, and must not spoil the mean.
-            variance += jnp.where(jnp.isfinite(change), change, 0.0)
+            variance += jnp.where(distinct & jnp.isfinite(change), change, 0.0)
         beta = 1.0 / heats
         delta = -jnp.diff(beta)
         log_ratio = delta * difference - 0.5 * delta**2 * variance / correction_share
@@ -328,6 +331,12 @@ def _values(gradient: GradientEstimator, batches: Any, replicas: Any) -> Array:
 
     # One batch after the other, because an estimator may branch on what is in it.
     return jax.lax.map(of_all, batches)
+
+
+def _are_distinct(batches: Any) -> Array:
+    """Whether two batches, stacked, differ in anything."""
+    differ = [jnp.any(leaf[0] != leaf[1]) for leaf in jax.tree.leaves(batches)]
+    return jnp.any(jnp.stack(differ)) if differ else jnp.asarray(False)
 
 
 class ContourState(NamedTuple):
