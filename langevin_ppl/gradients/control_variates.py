@@ -86,21 +86,36 @@ def _estimate(
         return on_rows(rows, x)
 
     here, there = value_and_grad(fn, position), value_and_grad(fn, centre.position)
-    gradient = jax.tree.map(
-        lambda g, a, b: g + (a - b), centre.gradient, here.gradient, there.gradient
-    )
-    value = centre.logdensity + (here.logdensity - there.logdensity)
-    if centre.hessian is None:
-        return Estimate(value, gradient), memory
+    whole = Estimate(centre.logdensity, centre.gradient)
     move = jax.tree.map(jnp.subtract, position, centre.position)
+    corrected = about(whole, here, there, move)
+    if centre.hessian is None:
+        return corrected, memory
     _, bent = jax.jvp(jax.grad(fn), (centre.position,), (move,))
     flat, unravel = ravel(move)
-    whole_bent = unravel(centre.hessian @ flat)
-    gradient = jax.tree.map(lambda g, a, b: g + (a - b), gradient, whole_bent, bent)
-    # The same of the value: the mean of its first and second order terms is known.
-    first = _dot(centre.gradient, move) - _dot(there.gradient, move)
-    second = 0.5 * (_dot(whole_bent, move) - _dot(bent, move))
-    return Estimate(value + first + second, gradient), memory
+    excess = jax.tree.map(jnp.subtract, unravel(centre.hessian @ flat), bent)
+    gradient = jax.tree.map(jnp.add, corrected.gradient, excess)
+    return Estimate(corrected.logdensity + 0.5 * _dot(excess, move), gradient), memory
+
+
+def about(whole: Estimate, here: Estimate, there: Estimate, move: Position) -> Estimate:
+    """Estimate of a batch, corrected by what the batch and all the data say at another point.
+
+    Parameters
+    ----------
+    whole, there
+        From all the data and from the batch, at the other point.
+    here
+        From the batch.
+    move
+        Way from the other point to here, along which the value is corrected to first order.
+    """
+    gradient = jax.tree.map(
+        lambda g, a, b: g + (a - b), whole.gradient, here.gradient, there.gradient
+    )
+    unseen = jax.tree.map(jnp.subtract, whole.gradient, there.gradient)
+    value = whole.logdensity + (here.logdensity - there.logdensity) + _dot(unseen, move)
+    return Estimate(value, gradient)
 
 
 def _dot(a: Position, b: Position) -> Array:

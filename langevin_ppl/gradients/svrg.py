@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from langevin_ppl.base import Array, Estimate, GradientEstimator, Position, PRNGKey
-from langevin_ppl.gradients.control_variates import whole_estimate
+from langevin_ppl.gradients.control_variates import about, whole_estimate
 from langevin_ppl.gradients.minibatch import check_sampling, value_and_grad
 from langevin_ppl.gradients.rows import Draw, Reader, batch_sizes_of, read, reader_of
 
@@ -49,7 +50,8 @@ def _estimate(
     rows = read(reader, batch.rows)
     here = value_and_grad(lambda x: on_rows(rows, x), position)
     there = value_and_grad(lambda x: on_rows(rows, x), memory.position)
-    return jax.tree.map(lambda whole, a, b: whole + (a - b), memory.estimate, here, there), memory
+    move = jax.tree.map(jnp.subtract, position, memory.position)
+    return about(memory.estimate, here, there, move), memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -191,11 +191,12 @@ def _gradients(
     def at(key: PRNGKey, start: Array, end: Array) -> Array:
         memory = flat.init(start)
 
-        def one(key: PRNGKey) -> Array:
-            # Not step 0, in which an estimator with a memory may renew it.
-            return flat.estimate(flat.draw(key, jnp.asarray(1)), end, memory)[0].gradient
+        def one(row: tuple[PRNGKey, Array]) -> Array:
+            # Batches of epochs follow from the number of the step alone. Not from step 0 on, in
+            # which an estimator with a memory may renew it.
+            return flat.estimate(flat.draw(*row), end, memory)[0].gradient
 
-        return jax.lax.map(one, jax.random.split(key, BATCHES))
+        return jax.lax.map(one, (jax.random.split(key, BATCHES), 1 + jnp.arange(BATCHES)))
 
     return jax.vmap(at)(jax.random.split(rng_key, len(starts)), starts, ends)
 

@@ -50,9 +50,14 @@ from langevin_ppl.warmup.tune import Request, Tuned, check_valid, finding
 
 __all__ = ["Ready", "by_noise", "first_states", "set_by_noise"]
 
-LAPLACE_DRAWS = 256
+LAPLACE_DRAWS = (256, 1024)
 LAPLACE_ROWS = 10**8
-"""Draws to weigh the Gaussian at the mode by, and the most rows that this may look at."""
+"""Fewest and most draws to weigh the Gaussian at the mode by, and the most rows that this may look
+at."""
+
+ELSEWHERE = 5.0
+"""Distance of a search's end from the best mode, in standard deviations for each dimension, from
+which it is another mode; L-BFGS in float32 may come to rest short of that."""
 
 PRODUCTS = 20
 """Power iterations for the largest curvature."""
@@ -280,7 +285,13 @@ def _start(
     if not seen.found.all():
         apart = np.flatnonzero(~seen.found).tolist()
         notes["mode_search"] = f"chains {apart} ended elsewhere, and start at the best mode"
-        if ended[apart].any():
+        z = (
+            np.linalg.solve(seen.frame, (seen.ends - seen.ends[seen.best]).T)
+            if (seen.frame.ndim == 2)
+            else ((seen.ends - seen.ends[seen.best]) / seen.frame).T
+        )
+        far = np.sqrt(np.mean(np.square(z), axis=0)) > ELSEWHERE
+        if (ended & far)[apart].any():
             doubts = (
                 f"The searches of chains {apart} ended elsewhere than at the best mode, about "
                 "which all chains start: there may be other modes, which they do not see.",
@@ -463,8 +474,12 @@ def _laplace(
 
 def _weighs(reader: Reader, layout: Layout) -> bool:
     """Whether looking at all rows for every draw of the Gaussian is cheap."""
-    size = max((each.plan.size for each in reader.values()), default=0)
-    return layout.dimension <= DENSE_LIMIT and size * LAPLACE_DRAWS <= LAPLACE_ROWS
+    return layout.dimension <= DENSE_LIMIT and _num_draws(reader) >= LAPLACE_DRAWS[0]
+
+
+def _num_draws(reader: Reader) -> int:
+    size = max((each.plan.size for each in reader.values()), default=1)
+    return min(LAPLACE_DRAWS[1], LAPLACE_ROWS // size)
 
 
 @functools.partial(jax.jit, static_argnames="layout", compiler_options=QUICK)
@@ -477,7 +492,7 @@ def _log_weights(
     *,
     layout: Layout,
 ) -> Array:
-    noise = jax.random.normal(rng_key, (LAPLACE_DRAWS, mode.size), mode.dtype)
+    noise = jax.random.normal(rng_key, (_num_draws(reader), mode.size), mode.dtype)
     positions = mode + noise @ factor.T
 
     def of_rows(rows: Any) -> Array:
