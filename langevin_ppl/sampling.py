@@ -340,7 +340,8 @@ def _reported(tuned: Tuned) -> dict[str, Any]:
             reported |= {f"{name}.{part}": np.asarray(parts[part]) for part in parts}
         else:
             factor = np.asarray(value.factor)  # in NumPy: nothing to compile
-            reported[name] = factor @ factor.T if factor.ndim == 2 else factor**2
+            # A square of a number would be a scalar of NumPy, which is no array.
+            reported[name] = factor @ factor.T if factor.ndim == 2 else np.asarray(factor**2)
     return reported
 
 

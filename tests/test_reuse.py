@@ -109,3 +109,12 @@ def test_new_data_of_the_same_shapes_compile_nothing(kernel):
     assert len(compilations) == compiled
     gap = first["posterior"]["slope"].mean() - second["posterior"]["slope"].mean()
     assert abs(float(gap)) > 0.01
+
+
+def test_a_scalar_frame_serves_a_later_run():
+    target = lp.density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
+    given = {"step_size": 0.1, "inverse_mass_matrix": 0.25, "num_warmup": 0, "num_samples": 5}
+    first = lp.sample(KEY, target, lp.mala, **given)
+    assert float(first["sampler_parameters"]["inverse_mass_matrix"]) == 0.25
+    again = lp.sample(KEY, target, lp.mala, initial=first, parameters=first, num_samples=5)
+    assert float(again["sampler_parameters"]["inverse_mass_matrix"]) == 0.25
