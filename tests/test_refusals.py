@@ -8,6 +8,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray as xr
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import NUTS, init_to_value
 
 import langevin_ppl as lp
@@ -81,12 +82,6 @@ def delta_in_a_plate():
         numpyro.sample("known", dist.Delta(0.0))
 
 
-def subsampled(y):
-    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-    with numpyro.plate("row", 3, subsample_size=2) as index:
-        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
-
-
 @pytest.mark.parametrize(
     ("target", "parts"),
     [
@@ -96,7 +91,6 @@ def subsampled(y):
         (lp.target(nothing), ["no latent site"]),
         (lp.target(delta), ["'known' has a Delta", "numpyro.deterministic"]),
         (lp.target(delta_in_a_plate), ["'known' has a Delta", "numpyro.deterministic"]),
-        (lp.target(subsampled, Y), ["plate 'row' is subsampled (2 of 3", "subsample_size"]),
     ],
     ids=lambda value: value.description if hasattr(value, "description") else "",
 )
@@ -105,6 +99,298 @@ def test_models_that_cannot_be_sampled(target, parts):
         with refuse(ValueError, *parts) as error:
             use()
         assert any(target.description in note for note in error.value.__notes__)
+
+
+# --- models whose data are read in batches ----------------------------------------------------
+
+
+def rows(name="row", size=3):
+    return numpyro.plate(name, size, subsample_size=2)
+
+
+def batches(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with rows() as index:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+
+
+def latent_in_batches(y):
+    with rows():
+        effect = numpyro.sample("effect", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(effect, 1.0), obs=numpyro.subsample(y, event_dim=0))
+
+
+def partly_observed(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with rows():
+        some = numpyro.subsample(y, event_dim=0)
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=some, obs_mask=some > 0)
+
+
+def deterministic_in_batches(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with rows() as index:
+        residual = numpyro.deterministic("residual", y[index] - mu)
+        numpyro.factor("fit", -(residual**2))
+
+
+def with_state(y):
+    mutable = numpyro.primitives.mutable("running_mean", jnp.zeros(()))
+    mu = numpyro.sample("mu", dist.Normal(mutable, 1.0))
+    with rows() as index:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+
+
+def dropout(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    kept = jax.random.bernoulli(numpyro.prng_key(), 0.5)
+    with rows() as index:
+        numpyro.sample("y", dist.Normal(kept * mu, 1.0), obs=y[index])
+
+
+def discrete_and_batches(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    switch = numpyro.sample("switch", dist.Bernoulli(0.5))
+    with rows() as index:
+        numpyro.sample("y", dist.Normal(mu + switch, 1.0), obs=y[index])
+
+
+def reads_outside(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with rows() as index:
+        some = y[index]
+    numpyro.sample("mean", dist.Normal(mu, 1.0), obs=jnp.mean(some))
+
+
+def summary_of_a_batch(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with rows() as index:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+    numpyro.deterministic("fit", jnp.mean(y[index] - mu))
+
+
+def prior_from_a_batch(y):
+    with rows() as index:
+        some = y[index]
+    mu = numpyro.sample("mu", dist.Normal(jnp.mean(some), 1.0))
+    with rows():
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=some)
+
+
+def correlated_plates(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with rows() as index:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+    with rows("other"):
+        numpyro.sample("z", dist.Cauchy(mu, 1.0), obs=y[index])
+
+
+def adds_up(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with rows() as index:
+        numpyro.factor("fit", -jnp.sum((y[index] - mu) ** 2))
+
+
+def batches_in_a_loop(y):
+    def step(level, now):
+        with rows():
+            level = numpyro.sample("level", dist.Normal(level, 1.0))
+        return level, None
+
+    scan(step, 0.0, y)
+
+
+CANNOT_BE_READ_IN_BATCHES = {
+    latent_in_batches: [
+        "latent site 'effect' lies in the subsampled plate 'row'",
+        "Leave out subsample_size",
+        "integrate it out",
+    ],
+    partly_observed: [
+        "'y' has an obs_mask in the subsampled plate 'row'",
+        "numpyro.handlers.mask",
+        "leave out subsample_size",
+    ],
+    deterministic_in_batches: ["'residual' lies in the subsampled plate 'row'", "Move it out"],
+    with_state: ["mutable site 'running_mean'", "plate 'row'", "layer normalisation"],
+    dropout: ["random key", "dropout", "plate 'row'", "deterministic=True"],
+    discrete_and_batches: ["'switch'", "plate 'row' is subsampled", "MixtureSameFamily"],
+    reads_outside: ["'mean' reads the rows", "plate 'row'", "Move it into the plate"],
+    summary_of_a_batch: ["'fit' reads the rows", "plate 'row'", "Move it into the plate"],
+    prior_from_a_batch: ["'mu' reads the rows", "plate 'row'", "Move it into the plate"],
+    correlated_plates: ["'z' reads the rows", "plate 'row'", "go with those of another plate"],
+    adds_up: ["factor 'fit' adds up the rows", "plate 'row'", "along axis -1, without their sum"],
+    batches_in_a_loop: ["plate 'row' is subsampled inside the body of scan", "with rows:"],
+}
+
+
+@pytest.mark.parametrize("model", CANNOT_BE_READ_IN_BATCHES, ids=lambda model: model.__name__)
+def test_models_that_cannot_be_read_in_batches(model):
+    target = lp.target(model, Y)
+    for use in (lambda: lp.sample(KEY, target), lambda: target.init_position(KEY)):
+        with refuse(ValueError, *CANNOT_BE_READ_IN_BATCHES[model]) as error:
+            use()
+        assert any(target.description in note for note in error.value.__notes__)
+
+
+def test_a_model_that_does_not_read_its_rows_is_told_how():
+    def whole(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with rows():
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match="shapes") as error:
+        lp.target(whole, Y).init_position(KEY)
+    notes = "".join(error.value.__notes__)
+    assert says(notes, ["the subsampled plate 'row'", "numpyro.subsample(y, event_dim=0)"])
+
+    def wrong_axis(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with rows():
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=numpyro.subsample(y, event_dim=0))
+
+    with pytest.raises(ValueError, match=r"plate\(row, 3.*event_dim=0\): \(4,\)"):
+        lp.target(wrong_axis, jnp.zeros(4)).init_position(KEY)
+
+
+def test_what_is_read_in_batches_and_what_is_not():
+    """A site that reads nothing of the plate, and a function compiled by the user."""
+
+    @jax.jit
+    def both(some, mu):
+        return some - mu, jnp.exp(mu)
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        with rows() as index:
+            residual, scale = both(y[index], mu)
+            numpyro.factor("fit", -(residual**2))
+        numpyro.sample("known", dist.Normal(0.0, scale), obs=1.0)
+        numpyro.deterministic("scale", scale)
+
+    assert lp.target(model, Y).plates == {"row": (3, 2)}
+
+
+BATCHES = lp.target(batches, Y)
+TWO_PLATES = lp.target(lambda y: (batches(y), rows("other", 5)), Y)
+
+
+@pytest.mark.parametrize("choice", [lp.minibatch, lp.control_variates, lp.svrg])
+@pytest.mark.parametrize("target", [MODEL, DENSITY], ids=["model", "density"])
+def test_batches_need_a_subsampled_plate(choice, target):
+    centre = {"centre": {"mu": 0.0}} if choice is lp.control_variates else {}
+    owner, description = f"{choice.__name__}:", target.description
+    with refuse(
+        ValueError, owner, description, "no subsampled plate", "subsample_size=B", "exact()"
+    ):
+        target.gradient(choice(2, **centre))
+
+
+@pytest.mark.parametrize("size", [0, -1, 4, True, 2.0, "2", jnp.ones(2)], ids=repr)
+def test_sizes_of_batches(size):
+    for choice in (lp.minibatch(size), lp.svrg(size), lp.minibatch({"row": size})):
+        with refuse(ValueError, "between 1 and the 3 rows of the plate 'row'", repr(size)):
+            BATCHES.gradient(choice)
+
+
+def test_sizes_of_the_batches_of_each_plate():
+    for sizes in ({"row": 2}, {"row": 2, "rows": 2}, {"row": 2, "other": 2, "third": 1}, {}):
+        with refuse(ValueError, "minibatch", "a batch size for each of row, other", *sizes):
+            TWO_PLATES.gradient(lp.minibatch(sizes))
+    with refuse(ValueError, "between 1 and the 3 rows of the plate 'row'", "4"):
+        TWO_PLATES.gradient(lp.minibatch(4))
+
+
+def test_ways_to_draw_rows():
+    known = "('blocks', 'epochs', 'replacement', 'without')"
+    for choice in (lp.minibatch, lp.svrg):
+        with refuse(ValueError, choice.__name__, "sampling", known, "'shuffle'"):
+            choice(sampling="shuffle")
+        with refuse(ValueError, choice.__name__, "sampling", "'importance'"):
+            choice(sampling="importance")
+    with refuse(ValueError, "control_variates", "sampling", "'importance')", "'shuffle'"):
+        lp.control_variates(sampling="shuffle")
+
+
+@pytest.mark.parametrize("every", [0, -1, True, 2.0, "2", None], ids=repr)
+def test_steps_between_renewals(every):
+    with refuse(ValueError, "svrg", "every", "positive integer", repr(every)):
+        lp.svrg(every=every)
+
+
+def test_choices_of_control_variates():
+    for order in (0, 3, "2", 1.5):
+        with refuse(ValueError, "control_variates", "order to be 1 or 2", repr(order)):
+            lp.control_variates(order=order)
+    for pinned in (-1, True, np.int64(-2)):
+        with refuse(ValueError, "control_variates", "number of pinned rows"):
+            lp.control_variates(pinned=pinned)
+    for sampling in ("replacement", "without", "importance"):
+        for pinned in (2, [0, 1]):
+            with refuse(ValueError, "beside blocks", repr(sampling), "leave pinned out"):
+                lp.control_variates(pinned=pinned, sampling=sampling)
+
+
+def test_control_variates_outside_of_a_run_need_their_choices():
+    with refuse(ValueError, "a centre is needed", "control_variates(centre=position)", "mode"):
+        BATCHES.gradient(lp.control_variates(2))
+    for choices in ({"pinned": 1}, {"pinned": np.int32(1)}, {"sampling": "importance"}):
+        with refuse(ValueError, "warm-up of langevin_ppl.sample", "pinned={'row': [...]}"):
+            BATCHES.gradient(lp.control_variates(2, centre={"mu": 0.0}, **choices))
+    assert not BATCHES.gradient(lp.control_variates(2, centre={"mu": 0.1}, pinned=0)).exact
+
+
+@pytest.mark.parametrize(
+    "centre", [0.0, {"mu": jnp.zeros(1)}, {"nu": 0.0}, {"mu": 0.0, "nu": 0.0}, [0.0]], ids=repr
+)
+def test_centres(centre):
+    with refuse(ValueError, "control_variates", "unconstrained position", "{'mu': ()}", "got"):
+        BATCHES.gradient(lp.control_variates(2, centre=centre))
+
+
+@pytest.mark.parametrize(
+    "pinned",
+    [
+        [3],
+        [-1],
+        [0, 1, 2],
+        [0.5],
+        [True, False, True],
+        ["first"],
+        1.0,
+        {"rows": [0]},
+        {"row": [0], "other": [1]},
+    ],
+    ids=repr,
+)
+def test_pinned_rows(pinned):
+    with refuse(ValueError, "pinned", "numbers of rows, fewer than all", "row", repr(pinned)):
+        BATCHES.gradient(lp.control_variates(2, centre={"mu": 0.0}, pinned=pinned))
+
+
+def test_pinned_rows_name_their_plate_where_there_are_several():
+    with refuse(ValueError, "pinned", "of the plates row, other"):
+        TWO_PLATES.gradient(lp.control_variates(2, centre={"mu": 0.0}, pinned=[0]))
+
+
+def test_rows_of_a_plate_that_is_none():
+    with refuse(ValueError, "logdensity_on", "rows is no subsampled plate", "there are row"):
+        BATCHES.logdensity_on({"rows": jnp.arange(2)}, {"mu": 0.0})
+    with refuse(ValueError, "logdensity_on", "row is no subsampled plate", "there are none"):
+        MODEL.logdensity_on({"row": jnp.arange(2)}, {"mu": 0.0})
+
+
+def test_a_metropolis_test_and_batches():
+    for kernel in (lp.mala, lp.split_ghmc):
+        for choice in (lp.minibatch(2), lp.svrg(2), lp.control_variates(2, centre={"mu": 0.1})):
+            with refuse(ValueError, f"{kernel} has a Metropolis test", "langevin_ppl.ula"):
+                kernel(BATCHES.gradient(choice), step_size=0.1)
+
+
+def test_batches_are_drawn_with_a_key():
+    algorithm = lp.ula(BATCHES.gradient(lp.minibatch(2)), step_size=0.1)
+    with refuse(ValueError, "langevin_ppl.ula.init", "needs rng_key"):
+        algorithm.init({"mu": jnp.zeros(())})
 
 
 def test_a_plate_subsampled_to_its_full_size_is_no_subsample():
@@ -156,7 +442,7 @@ def steep():
     [
         (
             lp.target(normal, Y.at[1].set(jnp.nan)),
-            ["site 'y' (-inf, NaN in its data)", "missing values without a mask"],
+            ["site 'y' (-inf, NaN in its row", "missing values without a mask"],
         ),
         (lp.target(log_of_negative, Y), ["site 'y' (-inf)", "support"]),
         (lp.target(impossible), ["site 'never' (-inf)"]),
@@ -271,7 +557,7 @@ def test_what_is_not_a_target():
         lp.sample(KEY, {"mu": 0.0})
 
 
-@pytest.mark.parametrize("kernel", ["mala", None, NUTS, gaussian, lp.mala(gaussian, 0.1)])
+@pytest.mark.parametrize("kernel", ["mala", NUTS, gaussian, lp.mala(gaussian, 0.1)])
 def test_what_is_not_a_kernel(kernel):
     with refuse(TypeError, "kernel", "langevin_ppl.mala or blackjax.nuts"):
         lp.sample(KEY, DENSITY, kernel)
@@ -383,10 +669,9 @@ def test_counts(name, value):
         lp.sample(KEY, DENSITY, **{name: value})
 
 
-@pytest.mark.parametrize("name", ["num_chains", "thinning"])
-def test_counts_without_a_default(name):
-    with refuse(ValueError, name, "integer of at least 1", "None"):
-        lp.sample(KEY, DENSITY, **{name: None})
+def test_counts_without_a_default():
+    with refuse(ValueError, "num_chains", "integer of at least 1", "None"):
+        lp.sample(KEY, DENSITY, num_chains=None)  # pyright: ignore[reportArgumentType]
 
 
 def test_counts_of_warmup():

@@ -318,6 +318,13 @@ def test_a_step_size_above_the_bound_is_refused(problem):
         )
 
 
+def test_a_row_that_is_missing_is_named(problem, run):
+    x, y = data()
+    y[[7, 123]] = np.nan
+    with pytest.raises(ValueError, match="'y' has NaN in its rows 7, 123"):
+        lp.sample(jax.random.key(0), lp.target(regression, x, y))
+
+
 def test_control_variates_without_a_mode_are_refused():
     def improper(y):
         slope = numpyro.sample("slope", dist.ImproperUniform(dist.constraints.real, (), ()))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from numpyro.infer import init_to_uniform
 
@@ -240,9 +241,9 @@ class ModelTarget(BaseTarget):
         latent = {name: values[name] for name in self.structure.prototype}
         terms = programs.site_logdensities(self._code, *self._data, latent)
         missing = {
-            name: ", NaN in its data"
+            name: f", NaN in its {where}"
             for name, value in self.observed_data.items()
-            if bool(jnp.any(jnp.isnan(value)))
+            if (where := _nan_rows(value))
         }
         bad = [
             f"'{name}' ({float(term)}{missing.get(name, '')})"
@@ -256,10 +257,16 @@ class ModelTarget(BaseTarget):
             what.append(f"the log density of site {', '.join(bad)} is not finite")
         if steep:
             what.append(f"the gradient for site {', '.join(steep)} is not finite")
+        holes = [
+            f"'{label}' has NaN in its {where}"
+            for _, label, number in self._code.slots(len(self._arrays))
+            if (where := _nan_rows(self._arrays[number]))
+        ]
+        data = f" Of the arguments, {' and '.join(holes)}." if holes else ""
         return (
             f"{self.description}: no starting position with a finite log density was found. "
-            f"At the last one tried, {' and '.join(what) or 'their sum is not finite'}. Check "
-            "the model and the data there (a value outside a distribution's support, a "
+            f"At the last one tried, {' and '.join(what) or 'their sum is not finite'}.{data} "
+            "Check the model and the data there (a value outside a distribution's support, a "
             "logarithm of 0, missing values without a mask), or set "
             "target.replace(init_strategy=...), for example numpyro.infer.init_to_median."
         )
@@ -383,6 +390,23 @@ class ModelTarget(BaseTarget):
     def description(self) -> str:
         """What the target is, for messages and the attributes of a run."""
         return f"model {model_name(self._code.model.value)}"
+
+
+MAX_NAMED = 5
+"""Most rows that a message names."""
+
+
+def _nan_rows(values: Any) -> str:
+    """Name the rows of an array that hold NaN; nothing where there are none."""
+    array = np.asarray(values)
+    if not np.issubdtype(array.dtype, np.floating) or not np.isnan(array).any():
+        return ""
+    if array.ndim == 0:
+        return "value"
+    rows = np.flatnonzero(np.isnan(array.reshape(len(array), -1)).any(axis=1))
+    listed = ", ".join(map(str, rows[:MAX_NAMED]))
+    more = f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else ""
+    return f"row{'s' if len(rows) > 1 else ''} {listed}{more}"
 
 
 def target(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelTarget:
