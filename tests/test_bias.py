@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import langevin_ppl as lp
-from langevin_ppl.diagnostics.bias import BiasWarning, Moments
+from langevin_ppl.base import BiasWarning
+from langevin_ppl.diagnostics.moments import Moments
 
 KEY = jax.random.key(0)
 TARGET = lp.density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))

@@ -1,7 +1,7 @@
 """The bias of an inexact kernel, measured by an exact one that goes on from its draws."""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -10,37 +10,11 @@ from langevin_ppl import gradients
 from langevin_ppl.arguments import check_key
 from langevin_ppl.base import BiasWarning, PRNGKey, check_number
 from langevin_ppl.convergence import converged
-from langevin_ppl.convergence.ranks import ess as effective
-from langevin_ppl.convergence.ranks import split_chains
+from langevin_ppl.diagnostics.moments import WARNED, beyond_chance, shift
+from langevin_ppl.diagnostics.runs import check_run, finite_posterior
 from langevin_ppl.sampling import sample
 
 __all__ = ["BiasWarning", "bias"]
-
-WARNED = 0.1
-"""Bias, in posterior standard deviations, from which `bias` warns."""
-
-
-class Moments(NamedTuple):
-    """Means and standard deviations of coordinates, with the Monte Carlo errors of both."""
-
-    mean: np.ndarray
-    mean_error: np.ndarray
-    sd: np.ndarray
-    sd_error: np.ndarray
-
-    @classmethod
-    def of(cls, draws: np.ndarray) -> "Moments":
-        """Moments of draws ``[chain, draw, ...]``."""
-        values = np.asarray(draws, np.float64).reshape(*draws.shape[:2], -1)
-        mean, sd = values.mean(axis=(0, 1)), values.std(axis=(0, 1))
-        squares = np.square(values - mean)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            mean_error = sd / np.sqrt(effective(split_chains(values)))
-            # By the delta method, from the error of the variance.
-            variance_error = squares.std(axis=(0, 1)) / np.sqrt(effective(split_chains(squares)))
-            sd_error = variance_error / (2.0 * sd)
-        shape = draws.shape[2:]
-        return cls(*(part.reshape(shape) for part in (mean, mean_error, sd, sd_error)))
 
 
 def bias(
@@ -112,18 +86,8 @@ def bias(
     """
     check_number("ess", ess, above=0.0)
     rng_key = check_key(rng_key)
-    if not isinstance(idata, xr.DataTree) or "sampler_position" not in idata.children:
-        raise TypeError(
-            "bias: expected the DataTree that langevin_ppl.sample returned, got "
-            f"{type(idata).__name__}."
-        )
-    posterior = idata["posterior"].to_dataset()
-    lost = [name for name, values in posterior.items() if not np.isfinite(values).all()]
-    if lost:
-        raise ValueError(
-            f"bias: the draws of {', '.join(map(repr, lost))} are not all finite. Select the "
-            "chains that are, or use a smaller step_size."
-        )
+    check_run("bias", idata)
+    posterior = finite_posterior("bias", idata)
     arguments = {"num_chains": posterior.sizes["chain"], **sample_arguments}
     arguments.setdefault("until", converged(ess=ess))
     arguments.setdefault("gradient", gradients.exact())
@@ -135,11 +99,11 @@ def bias(
         )
     reference = exact["posterior"].to_dataset()
     shifts = {
-        str(name): _shift(values, reference[name])
+        str(name): shift(values, reference[name])
         for name, values in posterior.items()
         if np.issubdtype(values.dtype, np.floating)
     }
-    largest = max((_beyond_chance(shift) for shift in shifts.values()), default=0.0)
+    largest = max((beyond_chance(part) for part in shifts.values()), default=0.0)
     group = xr.Dataset(
         shifts,
         attrs={
@@ -152,7 +116,7 @@ def bias(
     tree = idata.copy()
     tree["bias"] = xr.DataTree(group)
     if largest > WARNED:
-        worst = max(shifts, key=lambda name: _beyond_chance(shifts[name]))
+        worst = max(shifts, key=lambda name: beyond_chance(shifts[name]))
         warnings.warn(
             f"bias: the moments of '{worst}' are off by at least {largest:.2f} posterior standard "
             f"deviations. Use a smaller step_size, or an exact kernel.",
@@ -160,31 +124,3 @@ def bias(
             stacklevel=2,
         )
     return tree
-
-
-def _shift(biased: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
-    """Shifts and errors of one variable, in exact standard deviations, along ``moment``."""
-    one, other = Moments.of(biased.values), Moments.of(exact.values)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        parts = {
-            "mean_shift": (one.mean - other.mean) / other.sd,
-            "mean_error": np.hypot(one.mean_error, other.mean_error) / other.sd,
-            "sd_shift": (one.sd - other.sd) / other.sd,
-            "sd_error": np.hypot(one.sd_error, other.sd_error) / other.sd,
-        }
-    dims = [dim for dim in biased.dims if dim not in ("chain", "draw")]
-    return xr.DataArray(
-        np.stack(list(parts.values())),
-        dims=["moment", *dims],
-        coords={"moment": list(parts), **{d: biased.coords[d] for d in dims if d in biased.coords}},
-    )
-
-
-def _beyond_chance(shift: xr.DataArray) -> float:
-    """Largest shift, less two standard errors; constants have none."""
-    values = [
-        np.abs(shift.sel(moment=f"{what}_shift").values)
-        - 2.0 * shift.sel(moment=f"{what}_error").values
-        for what in ("mean", "sd")
-    ]
-    return float(max(np.nanmax(np.append(value, 0.0)) for value in values))
