@@ -300,10 +300,10 @@ def control_variates(
     check_sampling("control_variates", sampling, (*SAMPLINGS, "importance"))
     if order not in (None, 1, 2):
         raise ValueError(f"control_variates: expected order to be 1 or 2, got {order!r}.")
-    if isinstance(pinned, bool) or (isinstance(pinned, int) and pinned < 0):
-        raise ValueError(f"control_variates: expected a number of pinned rows, got {pinned!r}.")
     if isinstance(pinned, np.integer):
         pinned = int(pinned)
+    if isinstance(pinned, bool) or (isinstance(pinned, int) and pinned < 0):
+        raise ValueError(f"control_variates: expected a number of pinned rows, got {pinned!r}.")
     in_blocks = sampling in ("blocks", "epochs")
     if not in_blocks and not (pinned is None or (isinstance(pinned, int) and pinned == 0)):
         raise ValueError(
