@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial, all_leaves
 
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
 from langevin_ppl.gradients import (
@@ -235,11 +236,11 @@ def choose(
         )
         source = spec.about(target, reader, centre)
     elif isinstance(spec, GradientEstimator):
-        source = spec
+        source = _crossing(spec)
     elif isinstance(spec, Minibatch | Svrg):
         source = spec(target, reader)
     else:
-        source = spec(target)
+        source = _crossing(spec(target))
     if mode is None:
         starts = ends = positions
     else:
@@ -249,6 +250,15 @@ def choose(
     noise = measure_estimator(rng_key, source, starts, ends, frame.factor, layout)
     passes = request.kernel.gradients_per_step * _rows_per_step(spec, reader)
     return Choice(source, str(spec), noise, _allowed(request, noise, mode, turn), passes, {})
+
+
+def _crossing(estimator: GradientEstimator) -> GradientEstimator:
+    """Make an estimator of plain functions one that may cross ``jit``."""
+    functions = {name: getattr(estimator, name) for name in ("init", "draw", "estimate")}
+    plain = {
+        name: Partial(fn) for name, fn in functions.items() if fn is not None and all_leaves([fn])
+    }
+    return dataclasses.replace(estimator, **plain) if plain else estimator
 
 
 def _scaled(normals: Array, factor: Array) -> Array:
