@@ -231,5 +231,18 @@ def measure_estimator(
     white = gradients @ scale if scale.ndim == 2 else gradients * scale
     white *= np.sqrt(BATCHES / (BATCHES - 1.0))
     one, other = (white[:, part::2].reshape(-1, layout.dimension) for part in (0, 1))
-    direction = np.linalg.svd(one, full_matrices=False)[2][0]
+    direction = _longest(one)
     return Noise(float(np.mean(np.square(other @ direction))), direction)
+
+
+def _longest(rows: np.ndarray) -> np.ndarray:
+    """Unit vector along which rows have the largest squares, ``[dimension]``.
+
+    From products of the rows where they are fewer than the dimensions: a decomposition of the
+    rows themselves would take longer than all the gradients.
+    """
+    wide = rows.shape[1] > rows.shape[0]
+    vector = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)[1][:, -1]
+    found = rows.T @ vector if wide else vector
+    length = np.linalg.norm(found)
+    return found / length if length > 0 else np.eye(1, rows.shape[1])[0]
