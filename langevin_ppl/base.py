@@ -181,6 +181,11 @@ class Target(Protocol):
         """Shapes and dtypes of one position (``jax.ShapeDtypeStruct`` leaves)."""
         ...
 
+    @property
+    def plates(self) -> dict[str, Plate]:
+        """Subsampled plates by name: what minibatch estimators read batches of."""
+        ...
+
     def init_position(self, rng_key: PRNGKey) -> Position:
         """One starting position with a finite log density and gradient."""
         ...

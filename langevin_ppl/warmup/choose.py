@@ -39,6 +39,7 @@ __all__ = [
     "kernel_and_gradient",
     "measuring",
     "reader_for",
+    "scaled",
     "stiffness",
 ]
 
@@ -246,7 +247,7 @@ def choose(
     else:
         shape = (2, 4, layout.dimension)
         normals = jax.random.normal(rng_key, shape, positions.dtype)
-        starts, ends = mode.position + _scaled(normals, jnp.asarray(mode.factor))
+        starts, ends = mode.position + scaled(normals, jnp.asarray(mode.factor))
     noise = measure_estimator(rng_key, source, starts, ends, frame.factor, layout)
     passes = request.kernel.gradients_per_step * _rows_per_step(spec, reader)
     return Choice(source, str(spec), noise, _allowed(request, noise, mode, turn), passes, {})
@@ -261,7 +262,8 @@ def _crossing(estimator: GradientEstimator) -> GradientEstimator:
     return dataclasses.replace(estimator, **plain) if plain else estimator
 
 
-def _scaled(normals: Array, factor: Array) -> Array:
+def scaled(normals: Array, factor: Any) -> Array:
+    """``L z`` of the last axis, for a matrix or a diagonal ``L``."""
     return normals @ factor.T if factor.ndim == 2 else normals * factor
 
 
@@ -364,7 +366,7 @@ def _best_variates(
     noise, step_size = best.noise, best.step_size
     if spec.sampling == "importance":
         normals = jax.random.normal(rng_key, (2, 4, layout.dimension), centre.dtype)
-        starts, ends = centre + _scaled(normals, factor)
+        starts, ends = centre + scaled(normals, factor)
         outer = factor if turn is None else factor @ turn
         noise = measure_estimator(rng_key, source, starts, ends, outer, layout)
         step_size = _allowed(request, noise, mode, turn)

@@ -40,11 +40,12 @@ from langevin_ppl.warmup.choose import (
     heating,
     measuring,
     reader_for,
+    scaled,
     stiffness,
 )
 from langevin_ppl.warmup.noise import Noise, measure_rows
 from langevin_ppl.warmup.report import why_no_mode
-from langevin_ppl.warmup.start import DENSE_LIMIT
+from langevin_ppl.warmup.start import DENSE_LIMIT, Search
 from langevin_ppl.warmup.traits import parameters_of
 from langevin_ppl.warmup.tune import Request, Tuned, check_valid, finding
 
@@ -281,31 +282,32 @@ def _start(
             f"{np.sqrt(settled.decrement):.3g} standard deviations away from one."
         )
         return elsewhere, None, notes, ()
-    notes["mode_search"], doubts = "all chains ended at one mode", ()
-    if not seen.found.all():
-        apart = np.flatnonzero(~seen.found).tolist()
-        notes["mode_search"] = f"chains {apart} ended elsewhere, and start at the best mode"
-        z = (
-            np.linalg.solve(seen.frame, (seen.ends - seen.ends[seen.best]).T)
-            if (seen.frame.ndim == 2)
-            else ((seen.ends - seen.ends[seen.best]) / seen.frame).T
-        )
-        far = np.sqrt(np.mean(np.square(z), axis=0)) > ELSEWHERE
-        if (ended & far)[apart].any():
-            doubts = (
-                f"The searches of chains {apart} ended elsewhere than at the best mode, about "
-                "which all chains start: there may be other modes, which they do not see.",
-            )
+    notes["mode_search"], doubts = _said_of(seen, ended)
     share = sum(r.indices.shape[0] / r.size for r in rows.values()) or 1.0
     passes = float(seen.num_evaluations) * share + float(settled.num_evaluations)
     mode = Mode(settled.position, _triangular(settled), float(settled.decrement), passes)
     if request.initial is not None:
         return found.positions, mode, notes, doubts
-    noise = jax.random.normal(
-        jax.random.fold_in(start_keys[0], 1), found.positions.shape, found.positions.dtype
+    shape, dtype = found.positions.shape, found.positions.dtype
+    noise = jax.random.normal(jax.random.fold_in(start_keys[0], 1), shape, dtype)
+    return jnp.asarray(mode.position) + scaled(noise, mode.factor), mode, notes, doubts
+
+
+def _said_of(seen: Search, ended: np.ndarray) -> tuple[str, tuple[str, ...]]:
+    """Say where the searches ended, and doubt what they found where another mode is likely."""
+    if seen.found.all():
+        return "all chains ended at one mode", ()
+    apart = np.flatnonzero(~seen.found).tolist()
+    note = f"chains {apart} ended elsewhere, and start at the best mode"
+    shifts, frame = (seen.ends - seen.ends[seen.best]).T, np.asarray(seen.frame)
+    z = np.linalg.solve(frame, shifts) if frame.ndim == 2 else shifts / frame[:, None]
+    far = np.sqrt(np.mean(np.square(z), axis=0)) > ELSEWHERE
+    if not (ended & far)[apart].any():
+        return note, ()
+    return note, (
+        f"The searches of chains {apart} ended elsewhere than at the best mode, about which all "
+        "chains start: there may be other modes, which they do not see.",
     )
-    spread = noise @ mode.factor.T if mode.factor.ndim == 2 else noise * mode.factor
-    return jnp.asarray(mode.position) + spread, mode, notes, doubts
 
 
 def _compile_ahead(request: Request, reader: Reader) -> None:
