@@ -128,6 +128,17 @@ def test_noise_in_other_frames():
     np.testing.assert_allclose(_diagonal(Preconditioner(jnp.array(2.0)), 3), 4.0)
 
 
+@pytest.mark.parametrize("shape", [(50, 20), (20, 50), (5, 3)])
+def test_leading_directions(shape):
+    from langevin_ppl.diagnostics.gradient_noise import _leading
+
+    rows = normals(*shape) * np.geomspace(10.0, 0.1, shape[1])
+    found = _leading(rows)
+    expected = np.linalg.svd(rows, full_matrices=False)[2][: len(found)]
+    assert len(found) == min(10, *shape)
+    np.testing.assert_allclose(np.abs(np.sum(found * expected, axis=1)), 1.0, rtol=1e-6)
+
+
 def test_warm_up_measures_batches_of_epochs():
     """Their numbers follow from that of the step, whatever the key."""
     y = data(2000)

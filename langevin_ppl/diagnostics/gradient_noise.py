@@ -313,8 +313,7 @@ def _principal(white: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     white = np.asarray(white, np.float64)
     points, _, dimension = white.shape
     one, other = white[:, ::2], white[:, 1::2]
-    _, _, directions = np.linalg.svd(one.reshape(-1, dimension), full_matrices=False)
-    directions = directions[:DIRECTIONS]
+    directions = _leading(one.reshape(-1, dimension))
     squares = np.square(other @ directions.T)
     by_point = squares.mean(axis=1)
     if points > 1:
@@ -325,6 +324,18 @@ def _principal(white: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     noise = by_point.mean(axis=0)
     order = np.argsort(-noise)
     return noise[order], error[order], directions[order]
+
+
+def _leading(rows: np.ndarray) -> np.ndarray:
+    """Orthonormal directions of the largest squares, ``[direction, dimension]``.
+
+    By products of the rows, or of the columns where they are fewer: faster than by the rows.
+    """
+    number = min(DIRECTIONS, *rows.shape)
+    if rows.shape[1] <= rows.shape[0]:
+        return np.linalg.eigh(rows.T @ rows)[1][:, : -number - 1 : -1].T
+    vectors = np.linalg.eigh(rows @ rows.T)[1][:, : -number - 1 : -1]
+    return np.linalg.qr(rows.T @ vectors)[0].T
 
 
 def _by_variable(flat: np.ndarray, idata: xr.DataTree, layout: Layout) -> dict[str, xr.DataArray]:
