@@ -99,6 +99,24 @@ def test_default_is_right_and_says_what_it_did(problem, run):
     assert attributes["num_passes"] > 0.95 * steps * rows
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_passes_count_renewals_of_the_anchor(problem):
+    def passes(steps):
+        idata = lp.sample(
+            jax.random.key(0),
+            problem[0],
+            lp.sgld,
+            gradient=lp.svrg(BATCH, every=20),
+            num_warmup=steps,
+            num_samples=steps,
+            thinning=1,
+        )
+        return idata.attrs["num_passes"]
+
+    expected = 4 * 200 * (2 * BATCH / ROWS + 1 / 20)
+    assert passes(200) - passes(100) == pytest.approx(expected, rel=1e-3)
+
+
 def test_tree_has_all_the_rows(run):
     assert run["observed_data"]["y"].shape == (ROWS,)
     assert run["observed_data"]["y"].dims == ("row",)
@@ -316,6 +334,21 @@ def test_a_step_size_above_the_bound_is_refused(problem):
             gradient=lp.minibatch(),
             step_size=float(10 * sd.max() ** 2),
         )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_step_size_of_a_rescaled_kernel_is_in_other_units(problem):
+    target, _, sd = problem
+    idata = lp.sample(
+        jax.random.key(0),
+        target,
+        lp.psgld,
+        gradient=lp.minibatch(),
+        step_size=float(10 * sd.max() ** 2),
+        num_warmup=10,
+        num_samples=10,
+    )
+    assert np.isfinite(idata["posterior"]["slope"]).all()
 
 
 def test_a_row_that_is_missing_is_named(problem, run):

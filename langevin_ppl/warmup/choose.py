@@ -283,7 +283,8 @@ def _plain_variates(spec: ControlVariates, target: Any) -> ControlVariates:
 def _rows_per_step(spec: Any, reader: Reader) -> float:
     """Gradients of rows in a step, as a share of all rows."""
     number = sum(each.plan.number / each.plan.size for each in reader.values())
-    return (2.0 if isinstance(spec, ControlVariates | Svrg) else 1.0) * number
+    renewals = 1.0 / spec.every if isinstance(spec, Svrg) else 0.0
+    return (2.0 if isinstance(spec, ControlVariates | Svrg) else 1.0) * number + renewals
 
 
 class _Option(NamedTuple):

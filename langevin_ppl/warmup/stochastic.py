@@ -418,7 +418,9 @@ def _check_stable(kernel: Any, step_size: Any, turn: np.ndarray | None) -> None:
     ValueError
         With the bound.
     """
-    if turn is None or isinstance(step_size, Tracer):
+    # A kernel that is rescaled by its gradients has a step size in other units.
+    rescaled = "smoothing" in parameters_of(kernel)
+    if turn is None or rescaled or isinstance(step_size, Tracer):
         return
     bound = 2.0 / stiffness(kernel, turn)
     if float(step_size) >= bound:
