@@ -97,7 +97,7 @@ def gradient_noise(
     Warns
     -----
     BiasWarning
-        If a temperature is above 1.3.
+        If a temperature is above 1.25, as for the temperature that is measured.
 
     Notes
     -----
@@ -109,9 +109,10 @@ def gradient_noise(
     The prediction is for small steps and for draws where the run should be. In a run that is hot
     already the noise of control variates, which grows with the distance from the centre, is seen
     where the run went, so that predictions far above 1 are rough. Rows that are rare and make most
-    of the noise may be in none of the batches. Batches of epochs cancel in part over an epoch,
-    which makes the prediction too high for them; thermostats (`sgnht`, `badodab`) take off what
-    they are predicted to have.
+    of the noise may be in none of the batches. Large blocks of rows (a tenth of all and more) are
+    so few that their noise depends on the one order in which rows were shuffled. Batches of epochs
+    cancel in part over an epoch, which makes the prediction too high for them. Thermostats (`sgnht`,
+    `badodab`) take off what they are predicted to have.
 
     References
     ----------
