@@ -111,8 +111,8 @@ def gradient_noise(
     where the run went, so that predictions far above 1 are rough. Rows that are rare and make most
     of the noise may be in none of the batches. Large blocks of rows (a tenth of all and more) are
     so few that their noise depends on the one order in which rows were shuffled. Batches of epochs
-    cancel in part over an epoch, which makes the prediction too high for them. Thermostats (`sgnht`,
-    `badodab`) take off what they are predicted to have.
+    cancel in part over an epoch, which makes the prediction too high for them. Thermostats
+    (`sgnht`, `badodab`) take off what they are predicted to have.
 
     References
     ----------
