@@ -324,6 +324,22 @@ def test_mode_of_all_the_data_from_some_of_it(problem):
 # What is refused
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_chains_begin_where_they_are_told_to_without_a_mode():
+    def ridge(y):
+        flat = dist.ImproperUniform(dist.constraints.real, (), ())
+        total = numpyro.sample("a", flat) + numpyro.sample("b", flat)
+        with numpyro.plate("row", 200, subsample_size=20):
+            numpyro.sample("y", dist.Normal(total, 50.0), obs=numpyro.subsample(y, event_dim=0))
+
+    target = lp.target(ridge, jnp.zeros(200))
+    initial = {"a": jnp.full(4, 20.0), "b": jnp.full(4, 20.0)}
+    short = {"num_warmup": 1, "num_samples": 1, "step_size": 1e-9}
+    idata = lp.sample(jax.random.key(0), target, lp.sgld, initial=initial, **short)
+    assert "not positive definite" in idata.attrs["mode_search"]
+    np.testing.assert_allclose(idata["posterior"]["a"].values, 20.0, atol=0.01)
+
+
 def test_a_step_size_above_the_bound_is_refused(problem):
     target, _, sd = problem
     with pytest.raises(ValueError, match=r"is stable below .*Leave step_size out"):

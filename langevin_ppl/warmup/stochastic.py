@@ -267,7 +267,9 @@ def _start(
     seen = jax.device_get(found.search)
     notes: dict[str, Any] = {"num_chains_at_best_mode": int(seen.found.sum())}
     ended = seen.converged & np.isfinite(seen.ended)
-    elsewhere = jnp.where(ended[:, None], seen.ends, found.positions)
+    # A search in many dimensions may run along a funnel to where the density is flat, and stop.
+    keep = request.initial is not None or layout.dimension > DENSE_LIMIT
+    elsewhere = jnp.where((ended & (not keep))[:, None], seen.ends, found.positions)
     if not seen.found.any():
         notes["mode_search"] = why_no_mode(seen)
         return elsewhere, None, notes, ()
