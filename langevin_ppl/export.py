@@ -230,6 +230,7 @@ def _fitting(
 
 def _plain(value: Any) -> str | int | float:
     """Turn a value into what netCDF and zarr accept: a string, a number, or JSON."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, str | int | float):

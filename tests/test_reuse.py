@@ -118,3 +118,12 @@ def test_a_scalar_frame_serves_a_later_run():
     assert float(first["sampler_parameters"]["inverse_mass_matrix"]) == 0.25
     again = lp.sample(KEY, target, lp.mala, initial=first, parameters=first, num_samples=5)
     assert float(again["sampler_parameters"]["inverse_mass_matrix"]) == 0.25
+
+
+def test_counts_of_an_earlier_run_may_be_numpys():
+    """As a saved run has them."""
+    target = lp.density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
+    given = {"step_size": 0.1, "inverse_mass_matrix": 0.25, "num_warmup": 0, "num_samples": 5}
+    idata = lp.sample(KEY, target, lp.mala, thinning=np.int64(2), **given)
+    assert isinstance(idata.attrs["num_gradient_evaluations"], int)
+    assert isinstance(idata.attrs["thinning"], int)

@@ -126,8 +126,8 @@ def step_halving(
     arguments = {
         "num_chains": posterior.sizes["chain"],
         "num_samples": posterior.sizes["draw"],
-        "num_warmup": 2 * max(LEAST_WARMUP // 2, idata.attrs["num_warmup"]),
-        "thinning": 2 * idata.attrs["thinning"],
+        "num_warmup": 2 * max(LEAST_WARMUP // 2, int(idata.attrs["num_warmup"])),
+        "thinning": 2 * int(idata.attrs["thinning"]),
         **sample_arguments,
     }
     finer = sample(
