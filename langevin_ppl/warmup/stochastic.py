@@ -279,9 +279,10 @@ def _start(
     if not np.isfinite(settled.value):
         raise ValueError(target.explain(layout.unravel(settled.position)))
     if not (settled.curved and settled.decrement <= MAX_DECREMENT):
+        part = "A mode on some of the rows is none on all of them: the" if rows else "The"
         notes["mode_search"] = (
-            "A mode on some of the rows is none on all of them: the search ended "
-            f"{np.sqrt(settled.decrement):.3g} standard deviations away from one."
+            f"{part} search ended {np.sqrt(settled.decrement):.3g} standard deviations away from a "
+            "mode."
         )
         return elsewhere, None, notes, ()
     notes["mode_search"], doubts = _said_of(seen, ended)
