@@ -16,6 +16,7 @@ PAGES = [
     "docs/quickstart.md",
     "docs/numpyro.md",
     "docs/bias.md",
+    "docs/minibatches.md",
     "docs/blackjax.md",
     "docs/adding_a_kernel.md",
 ]
@@ -24,7 +25,12 @@ PAGES = [
 EXAMPLES = [name for name in lp.__all__ if not name.endswith("Warning")]
 
 
-@pytest.mark.parametrize("name", [*EXAMPLES, "infer.Langevin", "diagnostics.bias"])
+DIAGNOSTICS = [
+    f"diagnostics.{name}" for name in lp.diagnostics.__all__ if not name.endswith("Warning")
+]
+
+
+@pytest.mark.parametrize("name", [*EXAMPLES, "infer.Langevin", *DIAGNOSTICS])
 def test_docstring_examples(name):
     docstring = operator.attrgetter(name)(lp).__doc__
     test = doctest.DocTestParser().get_doctest(docstring, {}, name, None, None)

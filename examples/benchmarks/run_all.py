@@ -103,6 +103,12 @@ kernel that diverges says so here as it does in a run.""",
 Here the true shifts are known, from the kernels' own transitions without any Monte Carlo. An
 interval of two standard errors should hold the truth in 95 of 100 cases, not fewer and not many
 more.""",
+    "thermometer": """## Does the thermometer flag wrong standard deviations?
+
+Gradients from 200 of 20,000 rows heat a chain, and R-hat does not see it. `lp.sample` reads the
+temperature along the direction of the largest gradient noise. Here step sizes are given by hand,
+good ones and bad ones, and the truth is an exact run. A standard deviation that is off by more than
+15 % is wrong and should be flagged, others should not.""",
     "taming": """## From far away, with exploding gradients
 
 Chains start up to a distance of 1000 from the origin, where gradients are as large as `1e87`.
@@ -113,6 +119,20 @@ kernels come back. What the taming costs once they are there stands in the last 
 25 narrow modes, for the same number of gradient evaluations: replicas at several temperatures,
 single chains, and many short chains that are cooled down. A chain that stays in its mode has no
 way to know the weights of the others, and the last column says whether the run was flagged.""",
+    "mixture_modes": """## Separated modes through noise
+
+The same 25 modes where log density and gradient come with the noise of a batch, for the same number
+of evaluations: single chains, cyclical steps, replicas with corrected swaps, flattened energies.
+`lp.sample` resamples draws that have weights.""",
+    "neural_network": """## Neural networks
+
+One hidden layer of 50 units on four regression sets: kernels for stochastic gradients beside an
+ensemble of modes trained on the same batches, NUTS with all rows on the small sets, and
+temperatures below 1. What is compared are predictions, because the weights of no run converge.""",
+    "hierarchical": """## Ten thousand weights
+
+A hierarchical logistic regression whose scales are latent: no Gaussian at a mode will do, and a
+gradient of all rows is slow. What minibatches reach, and when, beside NUTS for a minute.""",
 }
 
 
