@@ -28,9 +28,9 @@ from langevin_ppl.warmup import (
     Request,
     Setup,
     begin,
+    begun,
     find,
     finding,
-    first_states,
     kernel_and_gradient,
     reader_for,
     set_by_noise,
@@ -320,7 +320,7 @@ class Langevin(MCMCKernel):
         request = self._request(posterior, initial)._replace(gradient=gradient, thinning=1)
         ready = set_by_noise(keys[:, 0], request, reader_for(gradient, posterior))
         source, parameters = ready.choice.source, ready.parameters
-        chains = first_states(keys[:, 1], source, ready.positions, parameters, plan=ready.plan)
+        chains = begun(keys[:, 1], ready)
         return self._state_of(chains, None, {**parameters, SOURCE: source}, keys[:, 2])
 
     def _first_state(self, setup: Setup, chains: Any, begun: Begun, keys: PRNGKey) -> LangevinState:

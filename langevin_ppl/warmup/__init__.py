@@ -4,7 +4,7 @@ from langevin_ppl.warmup.begin import Begun, begin, find
 from langevin_ppl.warmup.choose import kernel_and_gradient, reader_for
 from langevin_ppl.warmup.report import why_no_mode
 from langevin_ppl.warmup.start import DENSE_LIMIT
-from langevin_ppl.warmup.stochastic import by_noise, first_states, set_by_noise
+from langevin_ppl.warmup.stochastic import begun, by_noise, set_by_noise
 from langevin_ppl.warmup.traits import Traits, parameters_of, takes_a_density, traits
 from langevin_ppl.warmup.tune import Request, Setup, Tuned, finding, set_up, tune, tuned_names
 from langevin_ppl.warmup.unadjusted import MAX_TAMING_LOSS, settled_step_size, taming_parameters
@@ -18,9 +18,9 @@ __all__ = [
     "Traits",
     "Tuned",
     "begin",
+    "begun",
     "by_noise",
     "find",
-    "first_states",
     "finding",
     "kernel_and_gradient",
     "parameters_of",

@@ -11,6 +11,7 @@ from jax.tree_util import Partial, all_leaves
 
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
 from langevin_ppl.gradients import (
+    Centre,
     ControlVariates,
     Exact,
     Minibatch,
@@ -78,17 +79,23 @@ SLOW = 0.25
 class Mode(NamedTuple):
     """What is known of the mode.
 
-    ``factor`` is lower triangular or diagonal; ``passes`` over the data that finding it took.
+    ``value`` and ``gradient`` are from all the data; ``factor`` is lower triangular or diagonal;
+    ``passes`` over the data that finding it took.
     """
 
     position: np.ndarray
+    value: np.ndarray
+    gradient: np.ndarray
     factor: np.ndarray
     decrement: float
     passes: float
 
 
 class Choice(NamedTuple):
-    """An estimator, its noise, and the step size that it allows."""
+    """An estimator, its noise, and the step size that it allows.
+
+    ``about_mode`` where it is control variates about the mode.
+    """
 
     source: GradientEstimator
     name: str
@@ -96,6 +103,7 @@ class Choice(NamedTuple):
     step_size: float
     passes_per_step: float
     notes: dict[str, Any]
+    about_mode: bool = False
 
 
 def kernel_and_gradient(kernel: Any, target: Any, gradient: Any) -> tuple[Any, Any]:
@@ -229,12 +237,7 @@ def choose(
         if measuring(spec, reader, layout) is not None:
             return _best_variates(rng_key, request, spec, reader, mode, turn)
         spec = _plain_variates(spec, target)
-        centre = centre_at(
-            target.batch_logdensity_fn,
-            reader,
-            layout.unravel(jnp.asarray(mode.position)),
-            spec.order == 2,
-        )
+        centre = _centre(target, reader, layout, mode, spec.order)
         source = spec.about(target, reader, centre)
     elif isinstance(spec, GradientEstimator):
         source = _crossing(spec)
@@ -250,7 +253,9 @@ def choose(
         starts, ends = mode.position + scaled(normals, jnp.asarray(mode.factor))
     noise = measure_estimator(rng_key, source, starts, ends, frame.factor, layout)
     passes = request.kernel.gradients_per_step * _rows_per_step(spec, reader)
-    return Choice(source, str(spec), noise, _allowed(request, noise, mode, turn), passes, {})
+    about_mode = isinstance(spec, ControlVariates) and spec.centre is None
+    step_size = _allowed(request, noise, mode, turn)
+    return Choice(source, str(spec), noise, step_size, passes, {}, about_mode)
 
 
 def _crossing(estimator: GradientEstimator) -> GradientEstimator:
@@ -262,7 +267,15 @@ def _crossing(estimator: GradientEstimator) -> GradientEstimator:
     return dataclasses.replace(estimator, **plain) if plain else estimator
 
 
-def scaled(normals: Array, factor: Any) -> Array:
+def _centre(target: Any, reader: Reader, layout: Layout, mode: Mode, order: int | None) -> Centre:
+    """The mode as a centre, with the gradient of all the data there."""
+    position, gradient = (layout.unravel(jnp.asarray(x)) for x in (mode.position, mode.gradient))
+    if order == 2:
+        return centre_at(target.batch_logdensity_fn, reader, position, True)
+    return Centre(position, jnp.asarray(mode.value), gradient, None)
+
+
+def scaled(normals: Any, factor: Any) -> Any:
     """``L z`` of the last axis, for a matrix or a diagonal ``L``."""
     return normals @ factor.T if factor.ndim == 2 else normals * factor
 
@@ -362,7 +375,7 @@ def _best_variates(
         spec.seed,
     )
     final = _final_reader(target, chosen, name, only, found)
-    at_mode = centre_at(on_rows, final, layout.unravel(centre), best.order == 2)
+    at_mode = _centre(target, final, layout, mode, best.order)
     source = chosen.about(target, final, at_mode)
     noise, step_size = best.noise, best.step_size
     if spec.sampling == "importance":
@@ -379,7 +392,7 @@ def _best_variates(
     }
     cost = (best.order + 1) * (best.batch_size + best.pinned) / size
     rows_per_step = request.kernel.gradients_per_step * cost
-    return Choice(source, str(chosen), noise, step_size, rows_per_step, notes)
+    return Choice(source, str(chosen), noise, step_size, rows_per_step, notes, about_mode=True)
 
 
 def _cost(option: _Option) -> float:

@@ -106,9 +106,10 @@ def measure_rows(
         return jax.jvp(lambda x: terms(rows, x), (position,), (way,))[1]
 
     def residual(rows: Rows, shift: Array, way: Array) -> Array:
-        left = along(rows, centre + shift, way)
-        if order >= 1:
-            left = left - along(rows, centre, way)
+        # At both ends in one mapped call: what is written twice is compiled twice.
+        ends = jnp.stack([shift, jnp.zeros_like(shift)]) if order else shift[None]
+        slopes = jax.vmap(lambda end: along(rows, centre + end, way))(ends)
+        left = slopes[0] - slopes[1] if order else slopes[0]
         if order == 2:
             left = left - jax.jvp(lambda x: along(rows, x, way), (centre,), (shift,))[1]
         return left

@@ -49,7 +49,7 @@ from langevin_ppl.warmup.start import DENSE_LIMIT, Search
 from langevin_ppl.warmup.traits import parameters_of
 from langevin_ppl.warmup.tune import Request, Tuned, check_valid, finding
 
-__all__ = ["Ready", "by_noise", "first_states", "set_by_noise"]
+__all__ = ["Ready", "begun", "by_noise", "set_by_noise"]
 
 LAPLACE_DRAWS = (256, 1024)
 LAPLACE_ROWS = 10**8
@@ -179,14 +179,11 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     reader = reader_for(request.gradient, request.target)
     ready = set_by_noise(start_keys, request, reader)
     plan, parameters, source = ready.plan, ready.parameters, ready.choice.source
-    arguments = (start_keys, source, ready.positions, parameters)
-    shapes, wait = ahead(first_states, arguments, {"plan": plan})
+    chains, warmup = run.Chains(begun(start_keys, ready)), None
     options = {"probe": ready.probe, "thinning": ready.thinning}
-    wait_for_running = run.prepare(keys, source, run.Chains(shapes), parameters, plan, **options)
+    wait = run.prepare(keys, source, chains, parameters, plan, **options)
     log_weights = _laplace(jax.random.fold_in(start_keys[0], 3), request, reader, ready.mode)
     wait()
-    chains, warmup = run.Chains(first_states(*arguments, plan=plan)), None
-    wait_for_running()
     if request.num_warmup > 0:
         warmup = run.advance(
             keys,
@@ -269,10 +266,10 @@ def _start(
     ended = seen.converged & np.isfinite(seen.ended)
     # A search in many dimensions may run along a funnel to where the density is flat, and stop.
     keep = request.initial is not None or layout.dimension > DENSE_LIMIT
-    elsewhere = jnp.where((ended & (not keep))[:, None], seen.ends, found.positions)
+    elsewhere = np.where((ended & (not keep))[:, None], seen.ends, np.asarray(found.positions))
     if not seen.found.any():
         notes["mode_search"] = why_no_mode(seen)
-        return elsewhere, None, notes, ()
+        return jnp.asarray(elsewhere), None, notes, ()
     on_rows = target.batch_logdensity_fn if reader else _as_rows(target)
     best, frame = jnp.asarray(seen.ends[seen.best]), jnp.asarray(seen.frame)
     settled = jax.device_get(settle_on_all(on_rows, reader, best, frame, layout=layout))
@@ -284,16 +281,32 @@ def _start(
             f"{part} search ended {np.sqrt(settled.decrement):.3g} standard deviations away from a "
             "mode."
         )
-        return elsewhere, None, notes, ()
+        return jnp.asarray(elsewhere), None, notes, ()
     notes["mode_search"], doubts = _said_of(seen, ended)
     share = sum(r.indices.shape[0] / r.size for r in rows.values()) or 1.0
     passes = float(seen.num_evaluations) * share + float(settled.num_evaluations)
-    mode = Mode(settled.position, _triangular(settled), float(settled.decrement), passes)
+    mode = Mode(
+        settled.position,
+        settled.value,
+        settled.gradient,
+        _triangular(settled),
+        float(settled.decrement),
+        passes,
+    )
     if request.initial is not None:
         return found.positions, mode, notes, doubts
-    shape, dtype = found.positions.shape, found.positions.dtype
-    noise = jax.random.normal(jax.random.fold_in(start_keys[0], 1), shape, dtype)
-    return jnp.asarray(mode.position) + scaled(noise, mode.factor), mode, notes, doubts
+    normals = np.asarray(_normals(start_keys, layout))
+    return jnp.asarray(mode.position + scaled(normals, mode.factor)), mode, notes, doubts
+
+
+@functools.partial(jax.jit, static_argnums=1, compiler_options=ONCE)
+def _normals(keys: PRNGKey, layout: Layout) -> Array:
+    """Standard normals of every chain, ``[chain, dimension]``."""
+
+    def of_chain(key: PRNGKey) -> Array:
+        return jax.random.normal(jax.random.fold_in(key, 1), (layout.dimension,), layout.dtype)
+
+    return jax.vmap(of_chain)(keys)
 
 
 def _said_of(seen: Search, ended: np.ndarray) -> tuple[str, tuple[str, ...]]:
@@ -434,8 +447,35 @@ def _check_stable(kernel: Any, step_size: Any, turn: np.ndarray | None) -> None:
         )
 
 
+def begun(keys: PRNGKey, ready: Ready) -> Any:
+    """States of the kernel at the starting positions, leading axis ``chain``.
+
+    About the mode the first gradient is that of the Gaussian there: as good as one from a batch,
+    and without a program of the model of its own.
+    """
+    plan, positions, mode = ready.plan, ready.positions, ready.mode
+    if mode is None or not ready.choice.about_mode:
+        return _first_states(keys, ready.choice.source, positions, ready.parameters, plan=plan)
+    shifts, factor = np.asarray(positions) - mode.position, np.asarray(mode.factor)
+    dense = factor.ndim == 2
+    z = np.linalg.solve(factor, shifts.T).T if dense else shifts / factor
+    pulls = -(np.linalg.solve(factor.T, z.T).T if dense else z / factor)
+    values = mode.value - 0.5 * np.sum(z**2, axis=1)
+    dtype = positions.dtype
+    return _as_states(positions, jnp.asarray(values, dtype), jnp.asarray(pulls, dtype), plan=plan)
+
+
 @functools.partial(jax.jit, static_argnames="plan", compiler_options=ONCE)
-def first_states(
+def _as_states(positions: Array, values: Array, gradients: Array, *, plan: run.Plan) -> Any:
+    def one(position: Array, value: Array, gradient: Array) -> Any:
+        step = jnp.zeros((), jnp.int32)
+        return plan.algorithm.value.state(position, value, gradient, step, ())
+
+    return jax.vmap(one)(positions, values, gradients)
+
+
+@functools.partial(jax.jit, static_argnames="plan", compiler_options=ONCE)
+def _first_states(
     keys: PRNGKey,
     source: GradientEstimator,
     positions: Array,
@@ -443,8 +483,6 @@ def first_states(
     *,
     plan: run.Plan,
 ) -> Any:
-    """States of the kernel at positions ``[chain, dimension]``."""
-
     def init(position: Array, key: PRNGKey) -> Any:
         return plan.build(source, parameters).init(position, jax.random.fold_in(key, 2))
 
@@ -454,12 +492,20 @@ def first_states(
 def _probe(noise: Noise, frame: Preconditioner, mode: Mode | None, positions: Array) -> run.Probe:
     """Thermometer along the direction of the largest noise."""
     dtype = positions.dtype
-    direction = jnp.asarray(noise.direction, dtype)
-    # L^{-T} e: how a gradient's coordinates become those of a position.
-    left = jax.vjp(frame.solve, direction)[1](direction)[0]
-    right = frame.scale(direction)
-    centre = jnp.mean(positions, axis=0) if mode is None else jnp.asarray(mode.position)
-    return run.Probe(direction, left, right, centre)
+    direction = np.asarray(noise.direction, np.float64)
+    centre = np.asarray(positions).mean(axis=0) if mode is None else mode.position
+    if frame.directions is not None:
+        left = np.asarray(
+            jax.vjp(frame.solve, jnp.asarray(direction, dtype))[1](jnp.asarray(direction, dtype))[0]
+        )
+        right = np.asarray(frame.scale(jnp.asarray(direction, dtype)))
+    else:
+        # In NumPy: nothing to compile.
+        factor = np.asarray(frame.factor, np.float64)
+        dense = factor.ndim == 2
+        left = np.linalg.solve(factor.T, direction) if dense else direction / factor
+        right = scaled(direction, factor)
+    return run.Probe(*(jnp.asarray(part, dtype) for part in (direction, left, right, centre)))
 
 
 def _laplace(
