@@ -330,7 +330,9 @@ def _best_variates(
     centre, factor = jnp.asarray(mode.position), jnp.asarray(mode.factor)
     base = only.plan.number
     sizes = [base] if spec.batch_size is not None else [base * g for g in GROWTHS]
-    sizes = [b for b in sizes if b <= max(base, size // 2)]
+    # Blocks of more than a tenth of the rows overlap so much that their noise is no longer that of
+    # rows drawn at random.
+    sizes = [b for b in sizes if b <= max(base, size // 10)]
     static = measuring(spec, reader, layout)
     assert static is not None
     number = static["num_heavy"]
