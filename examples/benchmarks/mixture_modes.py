@@ -79,11 +79,11 @@ def ways(budget):
     flat = lp.contour_sgld(min_energy=-4.0, max_energy=20.0, num_partitions=24)
     replicas = lp.replica_exchange(lp.sgld, TEMPERATURES)
     small, many = {"step_size": STEP_SIZE}, 3 * len(TEMPERATURES)
-    cycles = {"step_size": 0.05, "cycle_length": length}
+    cycles = {"step_size": 0.09, "cycle_length": length}
     return [
         Way("sgld", lp.sgld, small, 1),
         Way("cyclical_sgld, exploration 0.5", lp.cyclical_sgld, cycles, 1),
-        Way("cyclical_sgld, exploration 0", lp.cyclical_sgld, cycles | {"exploration": 0.0}, 1),
+        Way("cyclical_sgld, exploration 0.25", lp.cyclical_sgld, cycles | {"exploration": 0.25}, 1),
         Way("replica_exchange(sgld)", replicas, small, many),
         Way("the same, corrected by a quarter", replicas, small | {"correction_share": 4.0}, many),
         Way("contour_sgld, zeta 0.75", flat, small, 1),
@@ -185,9 +185,9 @@ def main():
         f"{seeds} seeds: median (range). Each chain of every way has {budget:,} evaluations; a "
         f"step of replica_exchange takes three for each of the temperatures "
         f"{', '.join(f'{t:g}' for t in TEMPERATURES)}. Step size {STEP_SIZE:g}, a seventh of the "
-        "variance of a mode; of the cycles 0.05 at the largest, where gradient descent in a mode "
-        "overshoots and is just stable, and 30 cycles. *Exploration 0*: the cycles have noise "
-        "throughout, and all draws count, also those of the large steps. Partitions of width 1 "
+        "variance of a mode. The largest one of the 30 cycles is 0.09, as in the paper of that "
+        "kernel: three times the variance of a mode, so that gradient descent leaps from mode to "
+        "mode, and a cycle must not sample before its steps are small. Partitions of width 1 "
         "between energies -4 and 20. These settings were found by a few trials."
     )
     return finish(
