@@ -98,8 +98,11 @@ def markdown(result):
     return "\n\n".join(blocks)
 
 
-def finish(name, options, host, *, precision, tables, goals=(), notes=()):
-    """Print the tables, write the JSON file, and return what is in it."""
+def finish(name, options, host, *, precision, tables, goals=(), notes=(), data=None):
+    """Print the tables, write the JSON file, and return what is in it.
+
+    ``data`` are numbers for other benchmarks, which are in the file and not on the page.
+    """
     tables = {**tables, "Goals": list(goals)}
     result = {
         "name": name,
@@ -109,6 +112,8 @@ def finish(name, options, host, *, precision, tables, goals=(), notes=()):
         "tables": tables,
         "notes": list(notes),
     }
+    if data is not None:
+        result["data"] = data
     print(markdown(result), flush=True)
     folder = options.results or (None if options.quick else RESULTS)
     if folder is not None:
