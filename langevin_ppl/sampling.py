@@ -54,6 +54,7 @@ DEFAULT_WARMUP = 500
 KINETIC_WARMUP = 300
 LARGE_WARMUP = 1000
 DEFAULT_SAMPLES = 1000
+STOCHASTIC_SAMPLES = 2000
 MAX_SAMPLES = 20_000
 """Most draws of each chain that ``until`` may take, unless ``num_samples`` says otherwise."""
 
@@ -119,7 +120,8 @@ def sample(
         Warm-up steps of each chain. By default 300 for kinetic kernels and 500 for others, 1000
         above 500 dimensions, or 0 where both ``initial`` and ``parameters`` are given.
     num_samples
-        Draws to keep of each chain: 1000 by default. With ``until``, the most that it may take,
+        Draws to keep of each chain: 1000 by default, and 2000 of the cheap ones that a gradient from
+        a part of the data gives. With ``until``, the most that it may take,
         20,000 by default.
     until
         Stop as soon as draws are enough, ``lp.converged(ess=400, rhat=1.01)``.
@@ -195,12 +197,13 @@ def sample(
     check_target(target)
     if until is not None and not isinstance(until, Converged):
         raise TypeError(f"until: expected langevin_ppl.converged(...), got {until!r}.")
-    if num_samples is None:
-        num_samples = DEFAULT_SAMPLES if until is None else MAX_SAMPLES
-    check_counts(1, num_chains=num_chains, num_samples=num_samples)
-    optional = {"chunk": chunk, "thinning": thinning}
+    check_counts(1, num_chains=num_chains)
+    optional = {"num_samples": num_samples, "chunk": chunk, "thinning": thinning}
     check_counts(1, **{name: value for name, value in optional.items() if value is not None})
     kernel, gradient = kernel_and_gradient(kernel, target, gradient)
+    if num_samples is None and until is None:
+        num_samples = DEFAULT_SAMPLES if gradient is None else STOCHASTIC_SAMPLES
+    num_samples = MAX_SAMPLES if num_samples is None else num_samples
     layout = Layout.of(target.prototype)
     if num_warmup is None:
         reused = initial is not None and parameters is not None
