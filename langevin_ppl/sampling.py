@@ -120,9 +120,8 @@ def sample(
         Warm-up steps of each chain. By default 300 for kinetic kernels and 500 for others, 1000
         above 500 dimensions, or 0 where both ``initial`` and ``parameters`` are given.
     num_samples
-        Draws to keep of each chain: 1000 by default, and 2000 of the cheap ones that a gradient from
-        a part of the data gives. With ``until``, the most that it may take,
-        20,000 by default.
+        Draws to keep of each chain: 1000 by default, and 2000 of the cheap ones that a gradient
+        from a part of the data gives. With ``until``, the most that it may take, 20,000 by default.
     until
         Stop as soon as draws are enough, ``lp.converged(ess=400, rhat=1.01)``.
     thinning
