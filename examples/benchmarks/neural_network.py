@@ -364,12 +364,14 @@ def main():
             f"{steps:,} steps of {CHAINS} chains or members; mean over splits +- its standard "
             "error (splits share rows, so that it is too small). *Step*: what the held out rows "
             "chose, of one over the rows or their root. *Noise*: posterior mean of the standard "
-            "deviation, in units of the response: where it is far above the RMSE, the step "
-            "size holds it up, because a smaller one would make the chains unstable or gradients "
-            "noisier. *Hottest*: temperature along the direction of the largest gradient noise, "
+            "deviation, in units of the response. Far above the RMSE, as on energy, it is wrong: "
+            "chains that are too hot, or too unstable for a smaller noise, and in trials by hand "
+            "larger steps made it larger. *Hottest*: temperature along the direction of the largest gradient noise, "
             "where 1 is right. *Seconds* of one split, without the trials of other steps. No run "
             "has converged by R-hat of the weights, whose signs and order no chain agrees on; the "
-            "predictions are what is compared. *NUTS* has 200 steps of warm-up and 100 draws.",
+            "predictions are what is compared. nan: a chain left the finite numbers, at a step "
+            "size that it survived in the trials. *NUTS* has 200 steps of warm-up and 100 draws, "
+            "and like the default it ran on the first split only.",
             *notes,
         ],
     )
