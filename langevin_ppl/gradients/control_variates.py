@@ -247,8 +247,8 @@ def control_variates(
         is not given; else the model's ``subsample_size``.
     centre
         ``c``, an unconstrained position (of an earlier run, from its group
-        ``unconstrained_posterior``). `langevin_ppl.sample` finds the mode by itself; elsewhere it is
-        required. The gradient of all the data is computed there.
+        ``unconstrained_posterior``). `langevin_ppl.sample` finds the mode by itself; elsewhere it
+        is required. The gradient of all the data is computed there.
     order
         2 adds a product with the Hessian of the batch at the centre to the correction, whose
         variance then grows like :math:`\|x - c\|^4`; three gradients a step instead of two, and
