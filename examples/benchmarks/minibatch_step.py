@@ -115,13 +115,15 @@ class ByHand:
         value, gradient = (
             whole + (a - b) for whole, a, b in zip(at_centre, here, there, strict=True)
         )
-        if self.kind == "control variates, order 2":
+        if self.kind.startswith("control"):
             move = position - centre
+            value += move @ (at_centre[1] - there[1])
+        if self.kind == "control variates, order 2":
             spread = jax.nn.sigmoid(x @ centre)
             bent = -self.scale * (x.T @ (spread * (1.0 - spread) * (x @ move))) - move
             whole = self.hessian @ move
             gradient = gradient + (whole - bent)
-            value += move @ (at_centre[1] - there[1]) + 0.5 * move @ (whole - bent)
+            value += 0.5 * move @ (whole - bent)
         return value, gradient, memory
 
 

@@ -361,7 +361,8 @@ def main():
         f"{rounds} processes of lp.sample and lp.laplace, {options.other_rounds} of each of the "
         "others, in turn; median (quartiles). The worst of the errors of the means is shown, with "
         "the ratios of that run. Seconds of processors and of tracing and compiling: all threads "
-        "together; those of processors suffer less from what else the machine does."
+        "together; those of processors suffer less from what else the machine does. Where a "
+        "process was ended, the ratio among the goals is an upper bound."
     )
     return finish(
         "tall_time",
