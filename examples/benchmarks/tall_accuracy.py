@@ -219,6 +219,8 @@ def main():
     for name in set(names) - set(tall_data.available()):
         print(f"tall_accuracy, {name}: skipped, because LANGEVIN_PPL_DATA has no data of it.")
     names = [name for name in names if name in tall_data.available()]
+    if not names:
+        return None
     kept = {"references": {}, "runs": {}}
     if options.runs is not None and options.runs.exists():
         kept = json.loads(options.runs.read_text())

@@ -301,6 +301,8 @@ def main():
     for name in set(names) - set(tall_data.available()):
         print(f"tall_time, {name}: skipped, because LANGEVIN_PPL_DATA has no data of it.")
     names = [name for name in names if name in tall_data.available()]
+    if not names:
+        return None
     rounds = options.rounds or (1 if options.quick else 5)
     tables, goals, notes = {}, [], []
     with tempfile.TemporaryDirectory() as folder:
