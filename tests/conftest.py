@@ -1,8 +1,10 @@
-"""Where the tests find reference data."""
+"""Where the tests find reference data, and how many compiled programs they keep."""
 
+import gc
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -15,3 +17,18 @@ def data_path() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference data at {path}; set LANGEVIN_PPL_DATA")
     return path
+
+
+MAX_MAPS = 20_000
+"""Memory maps of a process above which compiled programs are given up; Linux allows 65,530, and
+XLA, which takes several for every program, aborts where there are no more."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _give_up_programs():
+    """Clear JAX's caches after a file of tests, when compiled programs have become many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and sum(1 for _ in maps.open()) > MAX_MAPS:
+        jax.clear_caches()
+        gc.collect()
