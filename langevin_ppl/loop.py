@@ -18,6 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from langevin_ppl.base import Array
+from langevin_ppl.devices import to_host
 
 __all__ = ["Look", "Monitor", "Outcome", "capacity_for", "drive", "repeat"]
 
@@ -148,11 +149,12 @@ def drive(
     capacity
         Longest chunk.
     progress
-        Show a bar (not under ``CI``).
+        Show a bar (not under ``CI``, and of several processes in the first alone).
     label
         Text of the bar.
     chunk
-        Fixed length of a chunk, instead of one that follows the clock.
+        Fixed length of a chunk, instead of one that follows the clock; several processes, whose
+        clocks differ, make the longest chunks.
     monitor
         Looks at the outputs so far and may stop the run. When it looks depends on the outputs
         alone, never on the clock, so that a run stops at the same step everywhere.
@@ -166,7 +168,8 @@ def drive(
     look = Look(False, FIRST_LOOK, num_steps, "")
     done, lengths = 0, list(FIRST_CHUNKS)
     complete = True
-    bar = tqdm(total=num_steps, desc=label, disable=not progress or bool(os.environ.get("CI")))
+    hidden = not progress or bool(os.environ.get("CI")) or jax.process_index() > 0
+    bar = tqdm(total=num_steps, desc=label, disable=hidden)
     rate = 0.0
     with bar:
         try:
@@ -175,13 +178,15 @@ def drive(
                     length = chunk
                 elif lengths:
                     length = lengths.pop(0)
+                elif jax.process_count() > 1:
+                    length = capacity
                 else:
                     length = math.ceil(rate * CHUNK_SECONDS)
                 end = num_steps if monitor is None else min(look.next_look, num_steps)
                 count = max(1, min(length, capacity, end - done))
                 began = time.perf_counter()
                 new_carry, rows = program(carry, done, count)
-                rows = jax.tree.map(np.asarray, rows)
+                rows = to_host(rows)
                 carry = new_carry  # only now: Ctrl-C may have come while the rows were awaited
                 rate = count / max(time.perf_counter() - began, 1e-9)
                 if outputs is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from langevin_ppl import run
 from langevin_ppl.arguments import (
@@ -29,6 +30,7 @@ from langevin_ppl.base import (
     PRNGKey,
 )
 from langevin_ppl.convergence import Converged, Convergence, flattened, judge, summarise, watch
+from langevin_ppl.devices import mesh_for, place_data, to_host
 from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
 from langevin_ppl.kernels import Kernel, check_burn_in, ghmc, split_ghmc
 from langevin_ppl.preconditioners import Preconditioner
@@ -90,6 +92,7 @@ def sample(
     target_acceptance_rate: float | None = None,
     progress: bool = False,
     chunk: int | None = None,
+    mesh: Mesh | None = None,
     **kernel_parameters: Any,
 ) -> "xr.DataTree":
     """Sample a target with a kernel.
@@ -145,6 +148,10 @@ def sample(
     chunk
         Draws between two returns to the host; by default about half a second's worth. It
         changes no draw.
+    mesh
+        Devices, with axes named ``chain`` and ``data``: ``jax.make_mesh((2, 2), ("chain",
+        "data"))``. Chains are spread over the one, rows of the data over the other; see
+        `langevin_ppl.devices`. By default chains are spread over as many devices as divide them.
     **kernel_parameters
         Parameters of the kernel, which are then not tuned. A ``step_size`` given without an
         ``inverse_mass_matrix`` is one for the identity.
@@ -214,8 +221,10 @@ def sample(
     check_tuning(kernel, metric, target_acceptance_rate)
     earlier, per_chain = earlier_parameters(parameters, num_chains)
     given = {**earlier, **kernel_parameters}
+    mesh = mesh_for(mesh, num_chains)
+    placed = place_data(target, mesh)
     request = Request(
-        target=target,
+        target=placed,
         layout=layout,
         kernel=kernel,
         num_warmup=num_warmup,
@@ -229,8 +238,9 @@ def sample(
         thinning=thinning,
         progress=progress,
         gradient=gradient,
+        mesh=mesh,
     )
-    start_keys, warmup_keys, sample_keys, key_export = run.phase_keys(rng_key, num_chains)
+    start_keys, warmup_keys, sample_keys, key_export = run.phase_keys(rng_key, num_chains, mesh)
     tuned = (tune if gradient is None else by_noise)(start_keys, warmup_keys, request)
     thinning = tuned.thinning
     warmed = time.perf_counter()
@@ -241,7 +251,7 @@ def sample(
 
     draws = run.advance(
         sample_keys,
-        target.logdensity_fn if tuned.source is None else tuned.source,
+        placed.logdensity_fn if tuned.source is None else tuned.source,
         run.Chains(tuned.states),
         tuned.parameters,
         tuned.plan,
@@ -334,7 +344,7 @@ def _describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> di
 def _reported(tuned: Tuned) -> dict[str, Any]:
     """Parameters under their public names, arrays as NumPy arrays."""
     reported: dict[str, Any] = {name: value.value for name, value in tuned.plan.fixed}
-    for name, value in tuned.parameters.items():
+    for name, value in to_host(tuned.parameters).items():
         if not isinstance(value, Preconditioner):
             reported[name] = np.asarray(value)
         elif value.directions is not None:

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from numpyro.infer import init_to_uniform
 
 from langevin_ppl.base import Array, LogDensity, Plate, Position, PRNGKey, Rows
+from langevin_ppl.devices import to_host
 from langevin_ppl.targets import programs
 from langevin_ppl.targets.calls import Code, bind, by_name, model_name
 from langevin_ppl.targets.leaves import Static
@@ -138,6 +139,15 @@ class ModelTarget(BaseTarget):
     def summed_out(self) -> tuple[str, ...]:
         """Names of discrete latent sites, which the log density sums out."""
         return self.structure.enumerated
+
+    @property
+    def data(self) -> tuple[Array, ...]:
+        """Arrays among the arguments of the model."""
+        return self._arrays
+
+    def with_data(self, data: tuple[Array, ...]) -> "ModelTarget":
+        """Return a copy with other arrays of the same shapes."""
+        return ModelTarget(self._code, data, self._fixed, self.options)
 
     @property
     def logdensity_fn(self) -> LogDensity:
@@ -398,7 +408,7 @@ MAX_NAMED = 5
 
 def _nan_rows(values: Any) -> str:
     """Name the rows of an array that hold NaN; nothing where there are none."""
-    array = np.asarray(values)
+    array = np.asarray(to_host(values))
     if not np.issubdtype(array.dtype, np.floating) or not np.isnan(array).any():
         return ""
     if array.ndim == 0:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import Partial, all_leaves
 
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
+from langevin_ppl.devices import to_host
 from langevin_ppl.gradients import (
     Centre,
     ControlVariates,
@@ -339,7 +340,7 @@ def _best_variates(
 
     def measured(order: int) -> RowNoise:
         options = {**static, "order": order}
-        return jax.device_get(measure_rows(rng_key, on_rows, only, centre, factor, **options))
+        return to_host(measure_rows(rng_key, on_rows, only, centre, factor, **options))
 
     def options(order: int, found: RowNoise) -> list[_Option]:
         scores = np.asarray(found.scores, np.float64)

@@ -10,6 +10,7 @@ import numpy as np
 
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey, Rows
 from langevin_ppl.compilation import QUICK
+from langevin_ppl.devices import to_host
 from langevin_ppl.gradients import PlateReader, on_flat
 from langevin_ppl.tree import Layout
 
@@ -226,7 +227,8 @@ def measure_estimator(
     factor
         ``L``: scalar, diagonal or matrix.
     """
-    gradients = np.asarray(_gradients(rng_key, estimator, starts, ends, layout=layout), np.float64)
+    gradients = to_host(_gradients(rng_key, estimator, starts, ends, layout=layout))
+    gradients = gradients.astype(np.float64)
     gradients = gradients - gradients.mean(axis=1, keepdims=True)
     scale = np.asarray(factor, np.float64)
     white = gradients @ scale if scale.ndim == 2 else gradients * scale

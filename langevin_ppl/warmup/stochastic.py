@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 from langevin_ppl import run
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
 from langevin_ppl.compilation import ONCE, QUICK, ahead
+from langevin_ppl.devices import CHAIN, place, to_host
 from langevin_ppl.gradients import ControlVariates, Reader, minibatch, whole_mean
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
 from langevin_ppl.targets.leaves import Static
@@ -156,9 +157,8 @@ def set_by_noise(start_keys: PRNGKey, request: Request, reader: Reader) -> Ready
     parameters = kernel.prepare(given)
     probe = _probe(choice.noise, frame, mode, positions)
     notes |= choice.notes
-    return Ready(
-        plan, parameters, probe, notes, doubts, choice, jnp.asarray(positions), mode, thinning
-    )
+    positions = place(positions, request.mesh, CHAIN)
+    return Ready(plan, parameters, probe, notes, doubts, choice, positions, mode, thinning)
 
 
 def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
@@ -261,18 +261,18 @@ def _start(
     check_valid(request, found)
     if found.search is None:
         return found.positions, None, {}, ()
-    seen = jax.device_get(found.search)
+    seen, positions = to_host((found.search, found.positions))
     notes: dict[str, Any] = {"num_chains_at_best_mode": int(seen.found.sum())}
     ended = seen.converged & np.isfinite(seen.ended)
     # A search in many dimensions may run along a funnel to where the density is flat, and stop.
     keep = request.initial is not None or layout.dimension > DENSE_LIMIT
-    elsewhere = np.where((ended & (not keep))[:, None], seen.ends, np.asarray(found.positions))
+    elsewhere = np.where((ended & (not keep))[:, None], seen.ends, positions)
     if not seen.found.any():
         notes["mode_search"] = why_no_mode(seen)
         return jnp.asarray(elsewhere), None, notes, ()
     on_rows = target.batch_logdensity_fn if reader else _as_rows(target)
     best, frame = jnp.asarray(seen.ends[seen.best]), jnp.asarray(seen.frame)
-    settled = jax.device_get(settle_on_all(on_rows, reader, best, frame, layout=layout))
+    settled = to_host(settle_on_all(on_rows, reader, best, frame, layout=layout))
     if not np.isfinite(settled.value):
         raise ValueError(target.explain(layout.unravel(settled.position)))
     if not (settled.curved and settled.decrement <= MAX_DECREMENT):
@@ -295,7 +295,7 @@ def _start(
     )
     if request.initial is not None:
         return found.positions, mode, notes, doubts
-    normals = np.asarray(_normals(start_keys, layout))
+    normals = to_host(_normals(start_keys, layout))
     return jnp.asarray(mode.position + scaled(normals, mode.factor)), mode, notes, doubts
 
 
@@ -456,7 +456,7 @@ def begun(keys: PRNGKey, ready: Ready) -> Any:
     plan, positions, mode = ready.plan, ready.positions, ready.mode
     if mode is None or not ready.choice.about_mode:
         return _first_states(keys, ready.choice.source, positions, ready.parameters, plan=plan)
-    shifts, factor = np.asarray(positions) - mode.position, np.asarray(mode.factor)
+    shifts, factor = to_host(positions) - mode.position, np.asarray(mode.factor)
     dense = factor.ndim == 2
     z = np.linalg.solve(factor, shifts.T).T if dense else shifts / factor
     pulls = -(np.linalg.solve(factor.T, z.T).T if dense else z / factor)
@@ -493,7 +493,7 @@ def _probe(noise: Noise, frame: Preconditioner, mode: Mode | None, positions: Ar
     """Thermometer along the direction of the largest noise."""
     dtype = positions.dtype
     direction = np.asarray(noise.direction, np.float64)
-    centre = np.asarray(positions).mean(axis=0) if mode is None else mode.position
+    centre = to_host(positions).mean(axis=0) if mode is None else mode.position
     if frame.directions is not None:
         left = np.asarray(
             jax.vjp(frame.solve, jnp.asarray(direction, dtype))[1](jnp.asarray(direction, dtype))[0]
@@ -522,7 +522,7 @@ def _laplace(
         jnp.asarray(mode.factor),
         layout=request.layout,
     )
-    return np.asarray(weights, np.float64)
+    return to_host(weights).astype(np.float64)
 
 
 def _weighs(reader: Reader, layout: Layout) -> bool:
