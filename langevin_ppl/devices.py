@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -179,7 +180,7 @@ def place_data(target: Any, mesh: Mesh | None) -> Any:
 def data_mesh_of(arrays: Any) -> Mesh | None:
     """Mesh over whose axis ``data`` rows of any of the arrays are spread; None if of none."""
     for array in jax.tree.leaves(arrays):
-        if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+        if not isinstance(array, jax.Array) or isinstance(array, Tracer):
             continue
         sharding = array.sharding
         if isinstance(sharding, NamedSharding) and sharding.spec[:1] == (DATA,):

@@ -62,7 +62,7 @@ def some_rows(reader: Reader, dimension: int) -> dict[str, Rows]:
     if len(reader) != 1:
         return {}
     ((name, only),) = reader.items()
-    number = max(SOME_ROWS, ROWS_PER_DIMENSION * dimension)
+    number = only.even(max(SOME_ROWS, ROWS_PER_DIMENSION * dimension))
     return {} if number >= only.plan.size else {name: only.span(0, number)}
 
 
