@@ -381,7 +381,9 @@ def drawn_rows(reader, draw, keys, steps):
 def indices(choice: Any, steps: int, rng_key: Any = KEY, **plates: int) -> dict[str, np.ndarray]:
     """Numbers of the rows of the first batches, each with a key of its own."""
     target = SimpleNamespace(
-        plates={name: Plate(size, 3) for name, size in plates.items()}, row_arrays=lambda name: {}
+        plates={name: Plate(size, 3) for name, size in plates.items()},
+        data=(),
+        row_arrays=lambda name: {},
     )
     sizes = batch_sizes_of("test", target, choice.batch_size)
     reader = reader_of(target, sizes, choice.sampling, choice.seed)

@@ -43,21 +43,23 @@ class Together:
         """Copies of arrays, by number of the array and axis of its rows, in the given order."""
         return _shuffled(arrays, order)
 
-    def block(self, copy: Array, axis: int, start: Array | int, number: int) -> Array:
-        """Rows at ``number`` places from ``start`` on."""
-        return jax.lax.dynamic_slice_in_dim(copy, start, number, axis)
+    def block(
+        self, copy: Array, axis: int, start: Array | int, number: int, pinned: int = 0
+    ) -> Array:
+        """Rows at the first ``pinned`` places, and at ``number`` places from ``start`` on."""
+        block = jax.lax.dynamic_slice_in_dim(copy, start, number, axis)
+        if pinned == 0:
+            return block
+        first = jax.lax.slice_in_dim(copy, 0, pinned, axis=axis)
+        return jnp.concatenate([first, block], axis)
 
-    def first(self, copy: Array, axis: int, number: int) -> Array:
-        """Rows at the first places, at least ``number`` of them."""
-        return jax.lax.slice_in_dim(copy, 0, number, axis=axis)
+    def weights(self, number: int, weight: float, pinned: int) -> Array:
+        """Weights of the rows that `block` reads: one of those pinned, and that of the others."""
+        return jnp.concatenate([jnp.ones(pinned), jnp.full(number, weight)])
 
     def places(self, start: Array | int, number: int) -> Array:
-        """Places of the rows that `block` reads, in its order."""
+        """Places of the rows that `block` reads, in its order, where none is pinned."""
         return start + jnp.arange(number)
-
-    def first_places(self, number: int) -> Array:
-        """Places of the rows that `first` reads, in its order."""
-        return jnp.arange(number)
 
     def at(self, copy: Array, axis: int, places: Array) -> Array:
         """Rows at any places."""
@@ -85,7 +87,7 @@ class Dealt:
 
     def order(self, numbers: np.ndarray) -> Array:
         """Numbers of the rows by place, laid out as their copies are."""
-        rows = -(-len(numbers) // self.shares)
+        rows = self._rows(len(numbers))
         # Whole blocks, and places beyond the last one, which no batch reads.
         rows = -(-rows // self._together(rows)) * self._together(rows)
         dealt = np.resize(numbers, (rows, self.shares)).T
@@ -122,33 +124,45 @@ class Dealt:
             return self._dealt(array.astype(jnp.uint8), order).astype(bool)
         return _deal(array, order, mesh=self.mesh, together=self._together(order.shape[1]))
 
-    def block(self, copy: Array, axis: int, start: Array | int, number: int) -> Array:
-        """Rows at ``number`` places from ``start`` on, which the devices divide."""
+    def block(
+        self, copy: Array, axis: int, start: Array | int, number: int, pinned: int = 0
+    ) -> Array:
+        """Rows at the first ``pinned`` places, and at ``number`` places from ``start`` on.
+
+        The devices divide ``number``; of ``pinned`` places, some more may be read.
+        """
         own = number // self.shares
         # One more on every device, and then those from the first or from the second one on: slices
         # that begin at different places would be gathers.
         more = jax.lax.dynamic_slice_in_dim(copy, start // self.shares, own + 1, 1)
         late = self._late(start).reshape(-1, *(1,) * (copy.ndim - 1))
-        return _merged(jnp.where(late, more[:, 1:], more[:, :-1]))
+        block = jnp.where(late, more[:, 1:], more[:, :-1])
+        if pinned:
+            block = jnp.concatenate([copy[:, : self._rows(pinned)], block], 1)
+        return _merged(block)
+
+    def _rows(self, number: int) -> int:
+        """Rows of every device that hold so many places."""
+        return -(-number // self.shares)
 
     def _late(self, start: Array | int) -> Array:
         """Whether the first row that a device has to read is one further, ``[share]``."""
         return jnp.arange(self.shares) < start % self.shares
 
-    def first(self, copy: Array, axis: int, number: int) -> Array:
-        """Rows at the first places, at least ``number`` of them, as many on each device."""
-        return _merged(copy[:, : -(-number // self.shares)])
+    def _places(self, rows: Array) -> Array:
+        """Places of rows of the devices, ``[share, row]``."""
+        return rows * self.shares + jnp.arange(self.shares)[:, None]
+
+    def weights(self, number: int, weight: float, pinned: int) -> Array:
+        """Weights of the rows that `block` reads: one of those pinned, and that of the others."""
+        first = self._places(jnp.arange(self._rows(pinned))) < pinned
+        others = jnp.full((self.shares, number // self.shares), weight)
+        return _merged(jnp.concatenate([jnp.where(first, 1.0, 0.0), others], 1))
 
     def places(self, start: Array | int, number: int) -> Array:
-        """Places of the rows that `block` reads, in its order."""
+        """Places of the rows that `block` reads, in its order, where none is pinned."""
         own = start // self.shares + jnp.arange(number // self.shares)
-        own = own + self._late(start)[:, None]
-        return _merged(own * self.shares + jnp.arange(self.shares)[:, None])
-
-    def first_places(self, number: int) -> Array:
-        """Places of the rows that `first` reads, in its order."""
-        own = jnp.arange(-(-number // self.shares))
-        return _merged(own * self.shares + jnp.arange(self.shares)[:, None])
+        return _merged(self._places(own + self._late(start)[:, None]))
 
     def at(self, copy: Array, axis: int, places: Array) -> Array:
         """Rows at any places."""

@@ -142,15 +142,9 @@ class PlateReader:
         pinned, number, layout = plan.pinned, plan.number, self.layout
 
         def read(array: Array, axis: int = -1) -> Array:
-            block = layout.block(array, axis, batch, number)
-            if pinned == 0:
-                return block
-            return jnp.concatenate([layout.first(array, axis, pinned), block], axis)
+            return layout.block(array, axis, batch, number, pinned)
 
-        weights = None
-        if pinned:
-            first = jnp.where(layout.first_places(pinned) < pinned, 1.0, 0.0)
-            weights = jnp.concatenate([first, jnp.full(number, plan.free / number)])
+        weights = layout.weights(number, plan.free / number, pinned) if pinned else None
         slices = {key: read(copy, key[1]) for key, copy in self.copies.items()}
         return Rows(read(self.order), weights, slices, plan.size)
 
@@ -275,7 +269,7 @@ def reader_of(
     Parameters
     ----------
     target
-        With ``plates`` and ``row_arrays``.
+        With ``data``, ``plates`` and ``row_arrays``.
     sizes
         Batch size of every plate.
     sampling, seed
