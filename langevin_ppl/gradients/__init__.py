@@ -14,6 +14,7 @@ from langevin_ppl.gradients.rows import (
     PlateReader,
     Reader,
     batch_sizes_of,
+    layout_for,
     reader_of,
     whole_mean,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "centre_at",
     "control_variates",
     "exact",
+    "layout_for",
     "minibatch",
     "on_flat",
     "reader_of",

@@ -26,6 +26,7 @@ __all__ = [
     "PlateReader",
     "Reader",
     "batch_sizes_of",
+    "layout_for",
     "reader_of",
     "scattered",
     "whole_mean",
@@ -282,10 +283,9 @@ def reader_of(
     Raises
     ------
     ValueError
-        If rows are spread over devices, and cannot be read there: see `_check_dealt`.
+        If rows are spread over devices that would have to send them to each other.
     """
-    mesh = data_mesh_of(target.data)
-    layout = Together() if mesh is None else Dealt(mesh)
+    layout = layout_for(target, sampling)
     readers = {}
     for place, (name, plate) in enumerate(target.plates.items()):
         # Plates of one seed would go through their epochs hand in hand.
@@ -294,7 +294,7 @@ def reader_of(
         number = min(sizes[name], plate.size - len(heavy))
         plan = PlateDraw(plate.size, number, len(heavy), sampling, own)
         arrays = target.row_arrays(name)
-        if mesh is not None:
+        if isinstance(layout, Dealt):
             _check_dealt(name, plan, layout.shares, arrays)
         if sampling not in ("blocks", "epochs"):
             thresholds = of_rows = (probabilities or {}).get(name)
@@ -312,21 +312,35 @@ def reader_of(
     return readers
 
 
-def _check_dealt(name: str, plan: PlateDraw, shares: int, arrays: Mapping[Any, Any]) -> None:
-    """Refuse what rows that are spread over devices do not allow.
+def layout_for(target: Any, sampling: str) -> Together | Dealt:
+    """Where shuffled rows are to lie: on the devices over which those of the target are spread.
 
     Raises
     ------
     ValueError
-        If single rows are drawn, which other devices would have to send; if the model reads its
-        rows by indices of its own; or if the devices do not divide a batch.
+        If they are spread, and single rows are drawn.
     """
-    if plan.sampling not in ("blocks", "epochs"):
+    mesh = data_mesh_of(target.data)
+    if mesh is None:
+        return Together()
+    layout = Dealt(mesh)
+    if sampling not in ("blocks", "epochs"):
         raise ValueError(
-            f"sampling='{plan.sampling}' draws single rows, which the {shares} devices on the "
+            f"sampling='{sampling}' draws single rows, which the {layout.shares} devices on the "
             "mesh's axis 'data' would have to send to each other in every step. Use "
             "sampling='blocks' or 'epochs', or a mesh with the axis 'chain' alone."
         )
+    return layout
+
+
+def _check_dealt(name: str, plan: PlateDraw, shares: int, arrays: Mapping[Any, Any]) -> None:
+    """Refuse a plate whose rows or batches devices cannot share.
+
+    Raises
+    ------
+    ValueError
+        If the model reads its rows by indices of its own, or the devices do not divide a batch.
+    """
     if not arrays:
         raise ValueError(
             f"The model reads the rows of the plate '{name}' by indices of its own, which the "

@@ -222,7 +222,7 @@ class ModelTarget(BaseTarget):
         """Arrays that the model reads by ``numpyro.subsample`` in a plate, for `Rows.slices`."""
         return {
             (read.argument, read.axis): self._arrays[read.argument]
-            for read in self.structure.reads
+            for read in sorted(self.structure.reads)  # in one order in every process
             if read.plate == plate
         }
 

@@ -21,6 +21,7 @@ from langevin_ppl.gradients import (
     batch_sizes_of,
     centre_at,
     control_variates,
+    layout_for,
     minibatch,
     reader_of,
 )
@@ -165,6 +166,7 @@ def kernel_and_gradient(kernel: Any, target: Any, gradient: Any) -> tuple[Any, A
 def reader_for(spec: Any, target: Any) -> Reader:
     """Rows to look for the mode on, and to measure the noise of; none for a user's estimator."""
     if isinstance(spec, ControlVariates):
+        layout_for(target, spec.sampling)  # refuses before a search, and not after it
         sizes = batch_sizes_of("control_variates", target, spec.batch_size)
         return reader_of(target, sizes, "blocks", spec.seed)
     return spec.reader(target) if isinstance(spec, Minibatch | Svrg) else {}
