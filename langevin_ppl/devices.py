@@ -183,7 +183,7 @@ def data_mesh_of(arrays: Any) -> Mesh | None:
         if not isinstance(array, jax.Array) or isinstance(array, Tracer):
             continue
         sharding = array.sharding
-        if isinstance(sharding, NamedSharding) and sharding.spec[:1] == (DATA,):
+        if isinstance(sharding, NamedSharding) and tuple(sharding.spec)[:1] == (DATA,):
             return sharding.mesh if sharding.mesh.shape[DATA] > 1 else None  # pyright: ignore[reportReturnType]
     return None
 
