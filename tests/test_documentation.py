@@ -17,6 +17,7 @@ PAGES = [
     "docs/numpyro.md",
     "docs/bias.md",
     "docs/minibatches.md",
+    "docs/devices.md",
     "docs/blackjax.md",
     "docs/adding_a_kernel.md",
 ]
