@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from langevin_ppl.approximation import laplace
-    from langevin_ppl.base import ConvergenceWarning, DivergenceWarning
+    from langevin_ppl.base import CheckpointWarning, ConvergenceWarning, DivergenceWarning
+    from langevin_ppl.checkpoints import CheckpointError
     from langevin_ppl.compilation import cache
     from langevin_ppl.convergence import converged
     from langevin_ppl.gradients import control_variates, exact, minibatch, svrg
@@ -48,10 +49,12 @@ if TYPE_CHECKING:
         ubu,
         ula,
     )
-    from langevin_ppl.sampling import sample
+    from langevin_ppl.sampling import resume, sample
     from langevin_ppl.targets import density, target
 
 _HOME = {
+    "CheckpointError": "checkpoints",
+    "CheckpointWarning": "base",
     "ConvergenceWarning": "base",
     "DivergenceWarning": "base",
     "amagold": "kernels",
@@ -77,6 +80,7 @@ _HOME = {
     "parallel_tempering": "kernels",
     "psgld": "kernels",
     "replica_exchange": "kernels",
+    "resume": "sampling",
     "sample": "sampling",
     "sghmc": "kernels",
     "sgld": "kernels",
@@ -102,6 +106,8 @@ _HOME = {
 _ROOMS = ("diagnostics", "infer")
 
 __all__ = [
+    "CheckpointError",
+    "CheckpointWarning",
     "ConvergenceWarning",
     "DivergenceWarning",
     "amagold",
@@ -127,6 +133,7 @@ __all__ = [
     "parallel_tempering",
     "psgld",
     "replica_exchange",
+    "resume",
     "sample",
     "sghmc",
     "sgld",

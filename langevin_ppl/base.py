@@ -35,6 +35,7 @@ __all__ = [
     "Array",
     "ArrayLike",
     "BiasWarning",
+    "CheckpointWarning",
     "ConvergenceWarning",
     "DivergenceWarning",
     "Draws",
@@ -230,6 +231,10 @@ class DivergenceWarning(UserWarning):
 
 class BiasWarning(UserWarning):
     """Draws are biased by more than a tenth of a posterior sd, or their spread is inflated."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint could not be written or read whole; the run goes on."""
 
 
 class ConvergenceWarning(UserWarning):

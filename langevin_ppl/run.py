@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from langevin_ppl.base import Array, Draws, GradientEstimator, LogDensity, PRNGKey
 from langevin_ppl.compilation import ONCE, QUICK, ahead
 from langevin_ppl.gradients import on_flat
-from langevin_ppl.loop import Monitor, Outcome, capacity_for, drive, repeat
+from langevin_ppl.loop import Keeper, Monitor, Note, Outcome, capacity_for, drive, repeat
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
 
@@ -327,6 +327,8 @@ def advance(
     label: str = "sample",
     chunk: int | None = None,
     monitor: Monitor | None = None,
+    keeper: Keeper | None = None,
+    note: Note | None = None,
 ) -> Draws:
     """Run all chains, for warm-up and for sampling alike.
 
@@ -348,7 +350,7 @@ def advance(
         What the plan's adaptation does in each step; None without one.
     probe
         Thermometer to read in every step, or None.
-    progress, label, chunk, monitor
+    progress, label, chunk, monitor, keeper, note
         As in `langevin_ppl.loop.drive`.
 
     Returns
@@ -380,6 +382,8 @@ def advance(
         label=label,
         chunk=chunk,
         monitor=monitor,
+        keeper=keeper,
+        note=note,
     )
     return stacked(outcome)
 

@@ -19,10 +19,12 @@ LAYERS = [
     {"run"},
     {"warmup"},
     {"convergence"},
+    {"checkpoints"},
     {"export"},
     {"arguments", "infer"},
     {"approximation"},
     {"trust"},
+    {"verdict"},
     {"sampling"},
     {"diagnostics"},
 ]

@@ -194,6 +194,7 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
             num_steps=math.ceil(request.num_warmup / ready.thinning),
             progress=request.progress,
             label="warm-up",
+            keeper=request.keeper("warm-up"),
             **options,
         )
         if not warmup.complete:

@@ -18,7 +18,7 @@ from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup.adaptation import Adaptation, Schedule
 from langevin_ppl.warmup.begin import Begun, Found, begin, find, settle
-from langevin_ppl.warmup.foreign import adapt_chains
+from langevin_ppl.warmup.foreign import Adapted, adapt_chains
 from langevin_ppl.warmup.moments import LOW_RANK, MAX_ROWS
 from langevin_ppl.warmup.report import describe_start, describe_stuck, describe_tuning
 from langevin_ppl.warmup.start import DENSE_LIMIT, Start
@@ -81,6 +81,8 @@ class Request(NamedTuple):
     gradient
         Function from the target to an estimator that reads a part of the data, or such an
         estimator; None for the exact gradient.
+    folder
+        `langevin_ppl.checkpoints.Folder` to keep the run in, or None.
     """
 
     target: Any
@@ -97,6 +99,11 @@ class Request(NamedTuple):
     keep_warmup: bool = False
     progress: bool = False
     gradient: Any = None
+    folder: Any = None
+
+    def keeper(self, stage: str) -> Any:
+        """Keeper of a loop, or None where the run is not kept."""
+        return None if self.folder is None else self.folder.stage(stage)
 
 
 class Tuned(NamedTuple):
@@ -426,6 +433,7 @@ def _by_stepping(
             schedule=schedule,
             progress=request.progress,
             label="warm-up",
+            keeper=request.keeper("warm-up"),
         )
         if not warmup.complete:
             raise KeyboardInterrupt("interrupted during warm-up: there is no draw to return")
@@ -511,9 +519,13 @@ def _by_blackjax(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     data, options = finding(request, plan, search=False)
     found = find(start_keys, request.target.logdensity_fn, data, **options)
     check_valid(request, found)
-    adapted = adapt_chains(
-        keys, request.target.logdensity_fn, found.positions, arrays, plan, request.num_warmup
-    )
+
+    def adapt() -> Adapted:
+        return adapt_chains(
+            keys, request.target.logdensity_fn, found.positions, arrays, plan, request.num_warmup
+        )
+
+    adapted = adapt() if request.folder is None else request.folder.once("adaptation", adapt)
     parameters = {**arrays, **adapted.parameters}
     per_chain = frozenset(adapted.parameters)
     return Tuned(

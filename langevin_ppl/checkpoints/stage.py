@@ -1,0 +1,250 @@
+"""A loop on disk: its carry now and then, and its outputs in files that only grow.
+
+``1.json`` and ``1.npz``, ``2.json`` and ``2.npz``, ... are states of the loop, of which the last
+few stay; ``output-0``, ``output-1``, ... hold the arrays of its outputs, row after row. A state
+says how many rows belong to it, and their checksums, so that a process which was killed in the
+middle of writing leaves the state before as it was.
+"""
+
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from langevin_ppl.checkpoints.files import (
+    CheckpointError,
+    Damaged,
+    as_stored,
+    read,
+    stored_as,
+    warn,
+    write,
+)
+from langevin_ppl.loop import Kept
+
+__all__ = ["Stage", "filled"]
+
+STATES = 3
+"""States that stay on disk: the one that is new, and those to fall back to."""
+
+
+class Stage:
+    """Keeps one loop in a folder; see `langevin_ppl.loop.Keeper`.
+
+    Parameters
+    ----------
+    folder
+        Made when it is first written to.
+    every
+        Seconds between two states.
+    holds_outputs
+        Whether outputs stay on disk alone.
+    """
+
+    def __init__(self, folder: Path, every: float, holds_outputs: bool = False):
+        self.folder = folder
+        self.every = every
+        self.holds_outputs = holds_outputs
+        self._number = 0
+        self._segments: list[dict[str, Any]] = []
+        self._forms: list[dict[str, Any]] = []
+        self._structure: Any = None
+        self._waiting: list[list[np.ndarray]] = []
+        self._latest: tuple[Any, int, int] | None = None
+        self._written = time.monotonic()
+
+    def restore(self, carry: Any) -> Kept | None:
+        """Read the newest state that is whole.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not have the structure of ``carry``.
+        """
+        numbers = sorted((int(p.stem) for p in self.folder.glob("[0-9]*.json")), reverse=True)
+        self._number = numbers[0] if numbers else 0
+        faults = []
+        for number in numbers:
+            try:
+                kept = self._restored(number, carry)
+            except Damaged as fault:
+                faults.append(str(fault))
+                continue
+            if faults:
+                warn(f"checkpoint: {faults[0]}; going on from the state after {kept.done} steps.")
+            return kept
+        self._segments, self._forms, self._structure = [], [], None
+        if faults:
+            warn(f"checkpoint: {faults[0]}; '{self.folder.name}' begins anew.")
+        return None
+
+    def _restored(self, number: int, carry: Any) -> Kept:
+        record, arrays = read(*self._state_files(number))
+        self._segments, self._forms = record["segments"], record["outputs"]
+        self._structure = record["structure"]
+        for place in range(len(self._forms)):
+            self._verify(place)
+        kept = Kept(
+            filled(carry, arrays, self.folder), record["done"], self.outputs(), record["next_look"]
+        )
+        for place, path in enumerate(self._output_files()):
+            with path.open("r+b") as file:  # what was written after this state
+                file.truncate(self._rows() * self._row_bytes(place))
+        return kept
+
+    def take(self, rows: Any) -> None:
+        """Take the outputs of a chunk."""
+        leaves = jax.tree.leaves(rows)
+        if self._structure is None:
+            self._structure = _structure(rows)
+            self._forms = [
+                {"dtype": stored_as(leaf[:0])[0], "shape": leaf.shape[1:]} for leaf in leaves
+            ]
+        # Copies: the rows are views of the buffers of a whole chunk.
+        self._waiting.append([np.array(leaf) for leaf in leaves])
+
+    def keep(self, carry: Any, done: int, next_look: int) -> None:
+        """Take the carry, and write where ``every`` seconds have gone by."""
+        self._latest = (carry, done, next_look)
+        if time.monotonic() - self._written >= self.every:
+            self._try_to_write()
+
+    def finish(self) -> None:
+        """Write what was taken and not yet written."""
+        if self._latest is not None:
+            self._try_to_write()
+
+    def outputs(self) -> Any:
+        """Outputs of all steps so far, leading axis ``step``; read from disk as they are used."""
+        if not self._forms:
+            return None
+        leaves = []
+        for place, (form, path) in enumerate(zip(self._forms, self._output_files(), strict=True)):
+            shape, dtype = (self._rows(), *form["shape"]), _plain(form["dtype"])
+            # An empty file cannot be mapped.
+            whole = np.empty(shape, dtype) if 0 in shape else np.memmap(path, dtype, "r", 0, shape)
+            if self._waiting:
+                new = [stored_as(chunk[place])[1] for chunk in self._waiting]
+                whole = np.concatenate([whole, *new])
+            leaves.append(whole.view(jnp.dtype(form["dtype"])))
+        return _rebuilt(self._structure, iter(leaves))
+
+    def _try_to_write(self) -> None:
+        assert self._latest is not None
+        try:
+            self._write(*self._latest)
+        except OSError as error:
+            warn(
+                f"checkpoint: nothing could be written to {self.folder} ({error}). The run goes on "
+                "and its draws are kept in memory; it is tried again later."
+            )
+        else:
+            self._latest = None
+        self._written = time.monotonic()
+
+    def _write(self, carry: Any, done: int, next_look: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checksums = []
+        for place, path in enumerate(self._output_files()):
+            new = [stored_as(chunk[place])[1] for chunk in self._waiting]
+            content = np.concatenate(new).tobytes() if new else b""
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                # From the end of what is known: an attempt that failed may have left a part.
+                file.truncate(self._rows() * self._row_bytes(place))
+                file.seek(0, 2)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            checksums.append(zlib.crc32(content))
+        count = sum(len(chunk[0]) for chunk in self._waiting)
+        segments = [*self._segments, {"rows": count, "checksums": checksums}]
+        record = {
+            "done": done,
+            "next_look": next_look,
+            "outputs": self._forms,
+            "structure": self._structure,
+            "segments": segments if count else self._segments,
+        }
+        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry))}
+        content = as_stored(record, leaves)
+        number = self._number + 1
+        for path, part in zip(reversed(self._state_files(number)), reversed(content), strict=True):
+            write(path, part)
+        self._number, self._segments, self._waiting = number, record["segments"], []
+        for old in self._state_files(number - STATES):
+            old.unlink(missing_ok=True)
+
+    def _verify(self, place: int) -> None:
+        path = self._output_files()[place]
+        size = self._row_bytes(place)
+        try:
+            with path.open("rb") as file:
+                for segment in self._segments:
+                    content = file.read(segment["rows"] * size)
+                    if zlib.crc32(content) != segment["checksums"][place]:
+                        raise Damaged(f"{path} is not what was written")
+        except OSError as error:
+            raise Damaged(f"{path} cannot be read ({error})") from error
+
+    def _rows(self) -> int:
+        return sum(segment["rows"] for segment in self._segments)
+
+    def _row_bytes(self, place: int) -> int:
+        form = self._forms[place]
+        return int(np.prod(form["shape"], dtype=int)) * _plain(form["dtype"]).itemsize
+
+    def _output_files(self) -> list[Path]:
+        return [self.folder / f"output-{place}" for place in range(len(self._forms))]
+
+    def _state_files(self, number: int) -> tuple[Path, Path]:
+        return self.folder / f"{number}.json", self.folder / f"{number}.npz"
+
+
+def _plain(dtype: str) -> np.dtype:
+    """Dtype in which an array is in the file."""
+    known = jnp.dtype(dtype)
+    return np.dtype(f"u{known.itemsize}") if known.kind == "V" else known
+
+
+def _structure(tree: Any) -> Any:
+    """Structure of nested dicts and tuples of arrays, as JSON holds it."""
+    if isinstance(tree, dict):
+        return {name: _structure(value) for name, value in sorted(tree.items())}
+    return [_structure(value) for value in tree] if isinstance(tree, tuple | list) else None
+
+
+def _rebuilt(structure: Any, leaves: Iterator[Any]) -> Any:
+    if isinstance(structure, dict):
+        return {name: _rebuilt(value, leaves) for name, value in structure.items()}
+    if isinstance(structure, list):
+        return tuple(_rebuilt(value, leaves) for value in structure)
+    return next(leaves)
+
+
+def filled(template: Any, arrays: dict[str, Any], where: Path) -> Any:
+    """Tree with the structure, and on the devices, of another one.
+
+    Raises
+    ------
+    CheckpointError
+        If the arrays are others than the tree has.
+    """
+    leaves, treedef = jax.tree.flatten(template)
+    got = [arrays[str(i)] for i in range(len(arrays))]
+    expected = [(tuple(jnp.shape(leaf)), str(leaf.dtype)) for leaf in leaves]
+    found = [(tuple(jnp.shape(leaf)), str(leaf.dtype)) for leaf in got]
+    if expected != found:
+        raise CheckpointError(
+            f"checkpoint: the state in {where} has arrays {found}, and this run one of {expected}. "
+            "Pass the kernel, gradient and number of chains that the run was made with."
+        )
+    placed = [
+        jax.device_put(g, getattr(t, "sharding", None)) for g, t in zip(got, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, placed)
