@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         ula,
     )
     from langevin_ppl.sampling import resume, sample
+    from langevin_ppl.streams import StreamError, stream
     from langevin_ppl.targets import density, target
 
 _HOME = {
@@ -88,6 +89,8 @@ _HOME = {
     "sgnht": "kernels",
     "split_ghmc": "kernels",
     "splitting": "kernels",
+    "StreamError": "streams",
+    "stream": "streams",
     "stula": "kernels",
     "svrg": "gradients",
     "target": "targets",
@@ -110,6 +113,7 @@ __all__ = [
     "CheckpointWarning",
     "ConvergenceWarning",
     "DivergenceWarning",
+    "StreamError",
     "amagold",
     "annealed",
     "badodab",
@@ -141,6 +145,7 @@ __all__ = [
     "sgnht",
     "split_ghmc",
     "splitting",
+    "stream",
     "stula",
     "svrg",
     "target",

@@ -237,6 +237,12 @@ def check_groups(groups: Any, target: Any, num_warmup: int) -> None:
         raise ValueError(
             f"groups: {', '.join(sorted(asked))} needs a model, and this target is a density."
         )
+    if asked and target.stream is not None:
+        raise ValueError(
+            f"groups: {', '.join(sorted(asked))} needs all rows of the data in memory, and those "
+            "of a stream are not. Compute it by a target of the rows that you want: "
+            "langevin_ppl.target(model, X[:1000], y[:1000]).predict(key, samples)."
+        )
     if "prior" in groups:
         jax.eval_shape(lambda key: target.predict_prior(key, 1), jax.random.key(0))
     if "warmup_posterior" in groups and num_warmup == 0:

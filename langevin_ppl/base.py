@@ -187,6 +187,11 @@ class Target(Protocol):
         """Subsampled plates by name: what minibatch estimators read batches of."""
         ...
 
+    @property
+    def stream(self) -> Any:
+        """Stream that the rows of its plate are read from; None where all data are in memory."""
+        ...
+
     def init_position(self, rng_key: PRNGKey) -> Position:
         """One starting position with a finite log density and gradient."""
         ...

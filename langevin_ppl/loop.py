@@ -230,6 +230,7 @@ def drive(
     monitor: Monitor | None = None,
     keeper: Keeper | None = None,
     note: Note | None = None,
+    first_look: int = FIRST_LOOK,
 ) -> Outcome:
     """Run a compiled program chunk by chunk.
 
@@ -240,7 +241,7 @@ def drive(
     num_steps
         Steps to make in all; with a monitor, at most.
     capacity
-        Longest chunk.
+        Longest chunk. None crosses a multiple of it, at which data may be exchanged.
     progress
         Show a bar (not under ``CI``).
     label
@@ -254,6 +255,8 @@ def drive(
         Keeps the loop on disk; what it holds already is not run again.
     note
         Text for the bar. It is asked for so rarely that it takes a hundredth of the time.
+    first_look
+        Step at which a monitor looks first.
 
     Raises
     ------
@@ -262,17 +265,16 @@ def drive(
     """
     memory = _Memory(num_steps)
     kept = None if keeper is None else keeper.restore(carry)
-    done, next_look, finished = 0, FIRST_LOOK, False
+    done, next_look, finished = 0, first_look, False
     if kept is not None:
         carry, done, next_look = kept.carry, min(kept.done, num_steps), kept.next_look
         finished = monitor is not None and next_look == done
     held = keeper is not None and keeper.holds_outputs
     if kept is not None and not held:
         memory.add(jax.tree.map(lambda rows: rows[:done], kept.outputs), 0)
-    lengths = list(FIRST_CHUNKS)
-    complete = True
-    rate = note_due = 0.0
+    pace, complete = _Pace(chunk), True
     hidden = not progress or bool(os.environ.get("CI"))
+    notes = _Notes(None if hidden else note)
 
     def so_far() -> Any:
         return keeper.outputs() if keeper is not None and held else memory.until(done)
@@ -280,19 +282,13 @@ def drive(
     with tqdm(total=num_steps, initial=done, desc=label, disable=hidden) as bar:
         try:
             while done < num_steps and not finished:
-                if chunk is not None:
-                    length = chunk
-                elif lengths:
-                    length = lengths.pop(0)
-                else:
-                    length = math.ceil(rate * CHUNK_SECONDS)
                 end = num_steps if monitor is None else min(next_look, num_steps)
-                count = max(1, min(length, capacity, end - done))
+                count = max(1, min(pace.length(), capacity - done % capacity, end - done))
                 began = time.perf_counter()
                 new_carry, rows = program(carry, done, count)
                 rows = jax.tree.map(lambda r: np.asarray(r)[:count], rows)  # noqa: B023
                 carry = new_carry  # only now: Ctrl-C may have come while the rows were awaited
-                rate = count / max(time.perf_counter() - began, 1e-9)
+                pace.measure(count, time.perf_counter() - began)
                 if not held:
                     memory.add(rows, done)
                 if keeper is not None:
@@ -307,11 +303,7 @@ def drive(
                     bar.set_postfix_str(look.note)
                 if keeper is not None:
                     keeper.keep(carry, done, next_look)
-                if note is not None and not hidden and time.perf_counter() >= note_due:
-                    began = time.perf_counter()
-                    bar.set_postfix_str(note(so_far(), done))
-                    ended = time.perf_counter()
-                    note_due = ended + max(NOTE_SECONDS, (ended - began) / NOTE_SHARE)
+                notes.show(bar, so_far, done)
         except KeyboardInterrupt:
             if done == 0:
                 raise
@@ -319,3 +311,39 @@ def drive(
     if keeper is not None:
         keeper.finish()
     return Outcome(carry, so_far(), complete)
+
+
+class _Pace:
+    """Lengths of chunks: fixed, or such that one takes about `CHUNK_SECONDS`."""
+
+    def __init__(self, chunk: int | None):
+        self.fixed = chunk
+        self.first = list(FIRST_CHUNKS)
+        self.rate = 0.0
+
+    def length(self) -> int:
+        """Length of the next chunk."""
+        if self.fixed is not None:
+            return self.fixed
+        return self.first.pop(0) if self.first else math.ceil(self.rate * CHUNK_SECONDS)
+
+    def measure(self, count: int, seconds: float) -> None:
+        """Learn from a chunk."""
+        self.rate = count / max(seconds, 1e-9)
+
+
+class _Notes:
+    """Text beside a bar, as often as it costs next to nothing."""
+
+    def __init__(self, note: Note | None):
+        self.note = note
+        self.due = time.perf_counter() + NOTE_SECONDS
+
+    def show(self, bar: Any, outputs: Callable[[], Any], done: int) -> None:
+        """Show it, if it is time."""
+        began = time.perf_counter()
+        if self.note is None or began < self.due:
+            return
+        bar.set_postfix_str(self.note(outputs(), done))
+        ended = time.perf_counter()
+        self.due = ended + max(NOTE_SECONDS, (ended - began) / NOTE_SHARE)

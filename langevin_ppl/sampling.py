@@ -363,6 +363,7 @@ def _carry_out(
         monitor=None if until is None else watch(until, job.num_samples, confirm),
         keeper=request.keeper("sample"),
         note=_noted(request, tuned),
+        supply=tuned.supply,
     )
     sampled = time.perf_counter()
     draws, effective_share = reweighted(draws)

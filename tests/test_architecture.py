@@ -11,11 +11,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "langevin_ppl"
 
 LAYERS = [
     {"base", "compilation", "tree"},
-    {"taming", "preconditioners", "integrators", "metropolis"},
+    {"taming", "preconditioners", "integrators", "metropolis", "streams"},
     {"targets", "gradients"},
     {"kernels"},
     {"loop"},
     {"fit"},
+    {"supply"},
     {"run"},
     {"warmup"},
     {"convergence"},

@@ -524,6 +524,7 @@ def test_notes_beside_a_bar_take_a_hundredth_of_the_time(monkeypatch, capsys):
 
 def test_the_bar_says_effective_draws_and_gradients(monkeypatch, capsys):
     monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(loop, "NOTE_SECONDS", 0.0)
     lp.sample(KEY, TARGET, lp.mala, num_samples=2000, progress=True)
     shown = capsys.readouterr().err
     assert "ESS" in shown and "gradients" in shown

@@ -30,8 +30,12 @@ def fingerprint(target: Any) -> dict[str, str]:
         array = np.ascontiguousarray(leaf)
         data.update(f"{array.shape} {array.dtype}".encode())
         data.update(array.view(np.uint8) if array.size else b"")
-    lowered = jax.jit(lambda fn, x: fn(x)).lower(target.logdensity_fn, target.prototype)
+    density = target.logdensity_fn
+    if target.stream is not None:
+        density = jax.tree_util.Partial(target.batch_logdensity_fn, target.some_rows(1))
+    lowered = jax.jit(lambda fn, x: fn(x)).lower(density, target.prototype)
     return {
+        **({} if target.stream is None else {"stream": target.stream.fingerprint()}),
         "positions": f"{layout.treedef} {layout.leaves}",
         "data": data.hexdigest(),
         "density": hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest(),

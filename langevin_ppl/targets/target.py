@@ -98,6 +98,7 @@ class BaseTarget:
     """Shared surface of targets; see `langevin_ppl.base.Target`."""
 
     options: Options
+    stream: Any = None
 
     @property
     def summed_out(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from langevin_ppl import run
 from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey
 from langevin_ppl.compilation import ahead
 from langevin_ppl.kernels import Kernel
+from langevin_ppl.supply import Supply
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup.adaptation import Adaptation, Schedule
@@ -134,6 +135,8 @@ class Tuned(NamedTuple):
         Log weights of draws of the Gaussian at the mode, ``[draw]``, or None.
     thinning
         Steps for each draw.
+    supply
+        Batches of the target's stream, or None.
     """
 
     plan: run.Plan
@@ -150,6 +153,7 @@ class Tuned(NamedTuple):
     passes_per_step: float | None = None
     log_weights: np.ndarray | None = None
     thinning: int = 1
+    supply: Supply | None = None
 
 
 def tune(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
