@@ -28,10 +28,11 @@ KILLS = 20
 EVERY = 0.2
 ROWS, FEATURES, BATCH = 50_000, 4, 128
 CASES = {
-    "exact": {"num_samples": 400_000, "num_warmup": 2_000},
-    "control variates": {"num_samples": 60_000, "num_warmup": 3_000, "thinning": 3},
-    "stream": {"num_samples": 60_000, "num_warmup": 3_000, "thinning": 3},
+    "exact": {"num_samples": 100_000, "num_warmup": 200_000, "thinning": 10},
+    "control variates": {"num_samples": 100_000, "num_warmup": 300_000, "thinning": 4},
+    "stream": {"num_samples": 60_000, "num_warmup": 150_000, "thinning": 4},
 }
+"""Long enough for kills to fall on steps rather than on imports and compilation."""
 
 
 def regression(x, y):
@@ -70,8 +71,7 @@ def work(case, data, path, share):
     if (path / "run.json").exists():
         idata = lp.resume(path, target, every=EVERY)
     else:
-        options = dict(CASES[case])
-        options["num_samples"] = int(options["num_samples"] * share)
+        options = {name: max(1, int(share * number)) for name, number in CASES[case].items()}
         idata = lp.sample(jax.random.key(5), target, **options, checkpoint=path, every=EVERY)
     digest = [
         [name, hash_of(np.asarray(value))]
@@ -83,6 +83,10 @@ def work(case, data, path, share):
 
 def hash_of(array):
     return hashlib.blake2b(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def states(folder):
+    return list(folder.glob("*.json"))
 
 
 def command(case, data, path, share):
@@ -112,17 +116,16 @@ def killed(case, data, root, share, kills, seed):
             process.send_signal(signal.SIGKILL)
             process.wait()
             done += 1
-            stage = "before the first step"
-            for name in ("sample", "warm-up"):
-                if list((path / name).glob("*.json")):
-                    stage = f"in {name}"
-                    break
+            stage = next(
+                (f"with {name} begun" for name in ("sample", "warm-up") if states(path / name)),
+                "before the first step",
+            )
             where[stage] = where.get(stage, 0) + 1
     ended += 1
     same += (path / "draws.json").read_text() == expected
     shutil.rmtree(root)
     row = {"run": case, "seconds uninterrupted": length, "kills": done}
-    places = ("before the first step", "in warm-up", "in sample")
+    places = ("before the first step", "with warm-up begun", "with sample begun")
     row |= {f"killed {place}": where.get(place, 0) for place in places}
     return row | {"runs ended": ended, "bit for bit the same": same}
 

@@ -50,11 +50,14 @@ class Folder:
         self.every = every
         self.holds_outputs = holds_outputs
         self._lock: Any = None
+        self._stages: list[Stage] = []
 
     def __enter__(self) -> "Folder":
         return self
 
     def __exit__(self, *error: Any) -> None:
+        for stage in self._stages:
+            stage.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -64,7 +67,8 @@ class Folder:
 
     def stage(self, name: str) -> Stage:
         """Keeper of a loop."""
-        return Stage(self.path / name, self.every, self.holds_outputs)
+        self._stages.append(Stage(self.path / name, self.every, self.holds_outputs))
+        return self._stages[-1]
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """Result of a computation, from disk where it was made before.

@@ -10,6 +10,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from langevin_ppl.checkpoints.files import (
 from langevin_ppl.loop import Kept
 
 __all__ = ["Stage", "filled"]
+
+WAITING_BYTES = 2**26
+"""Draws in memory from which on they are written, whatever the time."""
 
 STATES = 3
 """States that stay on disk: the one that is new, and those to fall back to."""
@@ -57,7 +61,9 @@ class Stage:
         self._structure: Any = None
         self._waiting: list[list[np.ndarray]] = []
         self._latest: tuple[Any, int, int] | None = None
-        self._written = time.monotonic()
+        self._begun = time.monotonic()
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: tuple[Future[dict[str, Any]], list[list[np.ndarray]]] | None = None
 
     def restore(self, carry: Any) -> Kept | None:
         """Read the newest state that is whole.
@@ -110,18 +116,29 @@ class Stage:
         self._waiting.append([np.array(leaf) for leaf in leaves])
 
     def keep(self, carry: Any, done: int, next_look: int) -> None:
-        """Take the carry, and write where ``every`` seconds have gone by."""
+        """Take the carry, and begin to write where it is time, or many draws are waiting."""
         self._latest = (carry, done, next_look)
-        if time.monotonic() - self._written >= self.every:
-            self._try_to_write()
+        due = time.monotonic() - self._begun >= self.every
+        bytes_waiting = sum(leaf.nbytes for rows in self._waiting for leaf in rows)
+        if due or bytes_waiting >= WAITING_BYTES:
+            self._begin_to_write()
 
     def finish(self) -> None:
         """Write what was taken and not yet written."""
-        if self._latest is not None:
-            self._try_to_write()
+        self._end_writing()
+        self._begin_to_write()
+        self.close()
+
+    def close(self) -> None:
+        """Wait until nothing is being written."""
+        self._end_writing()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
     def outputs(self) -> Any:
         """Outputs of all steps so far, leading axis ``step``; read from disk as they are used."""
+        self._end_writing()
         if not self._forms:
             return None
         leaves = []
@@ -135,24 +152,46 @@ class Stage:
             leaves.append(whole.view(jnp.dtype(form["dtype"])))
         return _rebuilt(self._structure, iter(leaves))
 
-    def _try_to_write(self) -> None:
-        assert self._latest is not None
+    def _begin_to_write(self) -> None:
+        """Hand the latest carry and the rows before it to the thread that writes.
+
+        Not in this thread: the loop would wait for the disk.
+        """
+        if self._latest is None or (self._writing and not self._writing[0].done()):
+            return
+        self._end_writing()
+        carry, done, next_look = self._latest
+        rows, self._waiting, self._latest = self._waiting, [], None
+        self._begun = time.monotonic()
+        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry))}
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="langevin_ppl-checkpoint")
+        record = {"done": done, "next_look": next_look, "structure": self._structure}
+        self._writing = self._thread.submit(self._write, rows, leaves, record), rows
+
+    def _end_writing(self) -> None:
+        """Wait for what is being written; where it failed, its rows wait again."""
+        if self._writing is None:
+            return
+        (written, rows), self._writing = self._writing, None
         try:
-            self._write(*self._latest)
+            record = written.result()
         except OSError as error:
+            self._waiting = rows + self._waiting
             warn(
                 f"checkpoint: nothing could be written to {self.folder} ({error}). The run goes on "
                 "and its draws are kept in memory; it is tried again later."
             )
         else:
-            self._latest = None
-        self._written = time.monotonic()
+            self._number, self._segments = self._number + 1, record["segments"]
 
-    def _write(self, carry: Any, done: int, next_look: int) -> None:
+    def _write(
+        self, rows: list[list[np.ndarray]], leaves: dict[str, Any], about: dict[str, Any]
+    ) -> dict[str, Any]:
         self.folder.mkdir(parents=True, exist_ok=True)
         checksums = []
         for place, path in enumerate(self._output_files()):
-            new = [stored_as(chunk[place])[1] for chunk in self._waiting]
+            new = [stored_as(chunk[place])[1] for chunk in rows]
             content = np.concatenate(new).tobytes() if new else b""
             with path.open("r+b" if path.exists() else "w+b") as file:
                 # From the end of what is known: an attempt that failed may have left a part.
@@ -162,23 +201,21 @@ class Stage:
                 file.flush()
                 os.fsync(file.fileno())
             checksums.append(zlib.crc32(content))
-        count = sum(len(chunk[0]) for chunk in self._waiting)
+        count = sum(len(chunk[0]) for chunk in rows)
         segments = [*self._segments, {"rows": count, "checksums": checksums}]
         record = {
-            "done": done,
-            "next_look": next_look,
+            **about,
             "outputs": self._forms,
-            "structure": self._structure,
             "segments": segments if count else self._segments,
         }
-        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry))}
-        content = as_stored(record, leaves)
         number = self._number + 1
-        for path, part in zip(reversed(self._state_files(number)), reversed(content), strict=True):
-            write(path, part)
-        self._number, self._segments, self._waiting = number, record["segments"], []
+        # The record last: where it is, all that it speaks of is there.
+        paths, content = self._state_files(number), as_stored(record, leaves)
+        write(paths[1], content[1])
+        write(paths[0], content[0])
         for old in self._state_files(number - STATES):
             old.unlink(missing_ok=True)
+        return record
 
     def _verify(self, place: int) -> None:
         path = self._output_files()[place]
