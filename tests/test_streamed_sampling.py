@@ -376,6 +376,7 @@ def test_two_streams_and_uses_outside_a_run_are_refused():
     with pytest.raises(lp.StreamError, match="read while langevin_ppl.sample runs"):
         algorithm.init(position, KEY)
     assert TARGET.constrain(position)["slope"].shape == (D,)
+    assert TARGET.init_position(KEY)["slope"].shape == (D,)
     assert TARGET.observed_data == {} and TARGET.constant_data == {}
 
 

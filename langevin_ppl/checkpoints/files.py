@@ -1,6 +1,5 @@
 """Files of a checkpoint: arrays and JSON, written whole or not at all, and checked when read."""
 
-import fcntl
 import io
 import json
 import os
@@ -123,6 +122,8 @@ def lock(folder: Path) -> IO[bytes]:
     CheckpointError
         If another process writes here.
     """
+    import fcntl  # not on Windows, where all else runs
+
     file = (folder / "lock").open("wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

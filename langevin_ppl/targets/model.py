@@ -189,6 +189,13 @@ class ModelTarget(BaseTarget):
         return Partial(programs.ModelLogDensity(self._code, nesting), *self._data)
 
     @property
+    def starting_density_fn(self) -> LogDensity:
+        """Log density by which starting positions are tried: of a stream, that on some rows."""
+        if self.stream is None:
+            return self.logdensity_fn
+        return Partial(self.batch_logdensity_fn, self.some_rows(TRIED_ROWS))
+
+    @property
     def plates(self) -> dict[str, Plate]:
         """Subsampled plates by name."""
         return self.structure.plates
@@ -279,7 +286,7 @@ class ModelTarget(BaseTarget):
         """Say which sites are at fault where the log density will not do."""
         values = self.constrain(position)
         latent = {name: values[name] for name in self.structure.prototype}
-        rows = None if self.stream is None else self.some_rows(EXPLAINED_ROWS)
+        rows = None if self.stream is None else self.some_rows(TRIED_ROWS)
         terms = programs.site_logdensities(self._code, *self._data, latent, rows)
         missing = {
             name: f", NaN in its {where}"
@@ -291,10 +298,7 @@ class ModelTarget(BaseTarget):
             for name, term in terms.items()
             if not bool(all_finite(term))
         ]
-        density = self.logdensity_fn
-        if rows is not None:
-            density = functools.partial(self.batch_logdensity_fn, rows)
-        gradient = jax.grad(density)(position)
+        gradient = jax.grad(self.starting_density_fn)(position)
         steep = [repr(name) for name, g in gradient.items() if not bool(all_finite(g))]
         what = []
         if bad:
@@ -443,8 +447,8 @@ class ModelTarget(BaseTarget):
         return f"model {model_name(self._code.model.value)}"
 
 
-EXPLAINED_ROWS = 2**14
-"""Rows of a stream that are looked at to explain what is wrong with a log density."""
+TRIED_ROWS = 2**14
+"""Rows of a stream on which starting positions are tried."""
 
 MAX_NAMED = 5
 """Most rows that a message names."""

@@ -115,6 +115,11 @@ class BaseTarget:
         """Log density on unconstrained space."""
         raise NotImplementedError
 
+    @property
+    def starting_density_fn(self) -> LogDensity:
+        """Log density by which starting positions are tried."""
+        return self.logdensity_fn
+
     def _with_options(self, options: Options) -> Self:
         raise NotImplementedError
 
@@ -180,7 +185,7 @@ class BaseTarget:
             If they were finite at none of 100 tries; the message names the sites.
         """
         propose, data = self.proposal()
-        position, valid = _jitted_first_valid(rng_key, self.logdensity_fn, data, propose)
+        position, valid = _jitted_first_valid(rng_key, self.starting_density_fn, data, propose)
         if not isinstance(valid, jax.core.Tracer) and not bool(valid):
             raise ValueError(self.explain(position))
         return position
