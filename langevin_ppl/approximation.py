@@ -13,6 +13,7 @@ from langevin_ppl import run
 from langevin_ppl.arguments import check_counts, check_groups, check_key, check_labels, check_target
 from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey
 from langevin_ppl.compilation import QUICK
+from langevin_ppl.devices import mesh_for, to_host
 from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
 from langevin_ppl.kernels import split_ghmc
 from langevin_ppl.targets.leaves import Static
@@ -97,14 +98,15 @@ def laplace(
             f"laplace: expected at most {DENSE_LIMIT} dimensions, because the Hessian is dense, "
             f"got {layout.dimension}. Use langevin_ppl.sample."
         )
-    start_keys, draw_keys, _, key_export = run.phase_keys(rng_key, num_chains)
+    mesh = mesh_for(None, num_chains)
+    start_keys, draw_keys, _, key_export = run.phase_keys(rng_key, num_chains, mesh)
     plan = run.Plan(Static(split_ghmc), layout, capacity=run.capacity_of(layout, num_chains))
     propose, data = target.proposal()
     found = find(start_keys, target.logdensity_fn, data, propose=propose, plan=plan, search=True)
-    search = jax.device_get(found.search)
-    if not np.all(found.valid):
-        chain = int(np.argmin(found.valid))
-        raise ValueError(target.explain(layout.unravel(found.positions[chain])))
+    positions, valid, search = to_host(found)
+    if not valid.all():
+        chain = int(np.argmin(valid))
+        raise ValueError(target.explain(layout.unravel(jnp.asarray(positions[chain]))))
     if not search.found.any():
         raise ValueError(f"laplace: {why_no_mode(search)} Use langevin_ppl.sample.")
     weighted = _draw(
@@ -115,12 +117,12 @@ def laplace(
         plan=plan,
         number=num_chains * num_samples,
     )
-    positions, logdensity, log_weights = map(np.asarray, weighted)
+    positions, logdensity, log_weights = to_host(weighted)
     usable = np.where(np.isfinite(log_weights), log_weights, -np.inf).astype(np.float64)
     smoothed, pareto_k = smooth(usable - usable.max())
     weights = np.exp(smoothed - np.logaddexp.reduce(smoothed))
-    chosen = _resample(np.asarray(jax.random.uniform(draw_keys[-1])), weights)
-    order = np.asarray(jax.random.permutation(key_export, len(chosen)))
+    chosen = _resample(to_host(jax.random.uniform(draw_keys[-1])), weights)
+    order = to_host(jax.random.permutation(key_export, len(chosen)))
     rows = chosen[order].reshape(num_chains, num_samples)
     stats = {"lp": logdensity[rows], "diverging": np.zeros(rows.shape, bool)}
     draws = Draws(positions[rows], stats, None, complete=True)

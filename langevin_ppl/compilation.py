@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 __all__ = ["ONCE", "QUICK", "SEARCH", "ahead", "cache", "nested"]
 
@@ -52,8 +53,8 @@ def ahead(
     if key in _known:
         return program.eval_shape(*arguments, **options), lambda: None
     lowered = program.lower(*arguments, **options)
-    # Other layouts over devices are other programs, and those of shapes alone have none.
-    if len(jax.devices()) > 1:
+    # Other layouts over a mesh are other programs, and those of shapes alone have none.
+    if any(isinstance(getattr(leaf, "sharding", None), NamedSharding) for leaf in leaves):
         return lowered.out_info, lambda: None
     _known.add(key)
     future: Future[Any] = _pool.submit(lowered.compile)

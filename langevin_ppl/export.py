@@ -11,6 +11,7 @@ import xarray as xr
 
 import langevin_ppl
 from langevin_ppl.base import Draws, PRNGKey
+from langevin_ppl.devices import to_host
 from langevin_ppl.targets import ModelTarget
 from langevin_ppl.tree import Layout, variable_names
 
@@ -79,7 +80,7 @@ def collect_groups(
     layout = Layout.of(target.prototype)
     stats = dict(draws.stats)
     if step_size is not None:
-        column = np.asarray(step_size).reshape(-1, 1)
+        column = np.asarray(to_host(step_size)).reshape(-1, 1)
         stats["step_size"] = np.broadcast_to(column, stats["diverging"].shape)
     out: dict[str, Mapping[str, Any]] = {"posterior": posterior, "sample_stats": stats}
     if "unconstrained_posterior" in groups:
@@ -97,7 +98,7 @@ def collect_groups(
 
 def _named(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Variables on the host, under their names in a DataTree."""
-    return {safe_name(name): value for name, value in jax.device_get(dict(variables)).items()}
+    return {safe_name(name): value for name, value in to_host(dict(variables)).items()}
 
 
 def _last_position(layout: Layout, positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -135,7 +136,7 @@ def variables(target: Any, layout: Layout, positions: np.ndarray) -> dict[str, n
         count = rows.shape[1]
         padded = np.pad(rows, ((0, 0), (0, BLOCK - count), (0, 0)), mode="edge")
         block = target.constrain(_position(layout, padded), batch_ndims=2)
-        blocks.append({name: np.asarray(value)[:, :count] for name, value in block.items()})
+        blocks.append({name: value[:, :count] for name, value in to_host(block).items()})
     return {name: np.concatenate([b[name] for b in blocks], axis=1) for name in blocks[0]}
 
 

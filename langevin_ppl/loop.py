@@ -17,6 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from langevin_ppl.base import Array
+from langevin_ppl.devices import to_host
 
 __all__ = [
     "Keeper",
@@ -243,11 +244,12 @@ def drive(
     capacity
         Longest chunk. None crosses a multiple of it, at which data may be exchanged.
     progress
-        Show a bar (not under ``CI``).
+        Show a bar (not under ``CI``, and of several processes in the first alone).
     label
         Text of the bar.
     chunk
-        Fixed length of a chunk, instead of one that follows the clock.
+        Fixed length of a chunk, instead of one that follows the clock; several processes, whose
+        clocks differ, make the longest chunks.
     monitor
         Looks at the outputs so far and may stop the run. When it looks depends on the outputs
         alone, never on the clock, so that a run stops at the same step everywhere.
@@ -273,7 +275,7 @@ def drive(
     if kept is not None and not held:
         memory.add(jax.tree.map(lambda rows: rows[:done], kept.outputs), 0)
     pace, complete = _Pace(chunk), True
-    hidden = not progress or bool(os.environ.get("CI"))
+    hidden = not progress or bool(os.environ.get("CI")) or jax.process_index() > 0
     notes = _Notes(None if hidden else note)
 
     def so_far() -> Any:
@@ -283,10 +285,10 @@ def drive(
         try:
             while done < num_steps and not finished:
                 end = num_steps if monitor is None else min(next_look, num_steps)
-                count = max(1, min(pace.length(), capacity - done % capacity, end - done))
+                count = max(1, min(pace.length(capacity), capacity - done % capacity, end - done))
                 began = time.perf_counter()
                 new_carry, rows = program(carry, done, count)
-                rows = jax.tree.map(lambda r: np.asarray(r)[:count], rows)  # noqa: B023
+                rows = jax.tree.map(lambda r: r[:count], to_host(rows))  # noqa: B023
                 carry = new_carry  # only now: Ctrl-C may have come while the rows were awaited
                 pace.measure(count, time.perf_counter() - began)
                 if not held:
@@ -321,11 +323,14 @@ class _Pace:
         self.first = list(FIRST_CHUNKS)
         self.rate = 0.0
 
-    def length(self) -> int:
+    def length(self, capacity: int) -> int:
         """Length of the next chunk."""
         if self.fixed is not None:
             return self.fixed
-        return self.first.pop(0) if self.first else math.ceil(self.rate * CHUNK_SECONDS)
+        if self.first:
+            return self.first.pop(0)
+        # Clocks of several processes differ, and their chunks must not.
+        return capacity if jax.process_count() > 1 else math.ceil(self.rate * CHUNK_SECONDS)
 
     def measure(self, count: int, seconds: float) -> None:
         """Learn from a chunk."""

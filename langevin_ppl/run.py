@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from langevin_ppl.base import Array, Draws, GradientEstimator, LogDensity, PRNGKey
 from langevin_ppl.compilation import ONCE, QUICK, ahead
+from langevin_ppl.devices import CHAIN, place
 from langevin_ppl.gradients import on_flat
 from langevin_ppl.loop import Keeper, Monitor, Note, Outcome, capacity_for, drive, repeat
 from langevin_ppl.supply import Feed, Supply
@@ -34,7 +35,6 @@ __all__ = [
     "capacity_of",
     "in_step",
     "phase_keys",
-    "place",
     "prepare",
     "statistics",
 ]
@@ -124,25 +124,17 @@ def _phase_keys(rng_key: PRNGKey, num_chains: int) -> tuple[PRNGKey, ...]:
     return keys[0], keys[1], keys[2], keys[3, 0]
 
 
-def phase_keys(rng_key: PRNGKey, num_chains: int) -> tuple[PRNGKey, PRNGKey, PRNGKey, PRNGKey]:
+def phase_keys(
+    rng_key: PRNGKey, num_chains: int, mesh: Mesh | None = None
+) -> tuple[PRNGKey, PRNGKey, PRNGKey, PRNGKey]:
     """Keys of starting positions, warm-up and sampling, ``[chain]`` each, and of predictions.
 
-    Those of chains come from folding in the chain's number: no layout changes them.
+    Those of chains come from folding in the chain's number: no layout changes them. They are placed
+    on the mesh, and what a run computes for each chain follows them.
     """
     *phases, last = _phase_keys(rng_key, num_chains)
-    starts, warmup, sampling = map(place, phases)
+    starts, warmup, sampling = (place(keys, mesh, CHAIN) for keys in phases)
     return starts, warmup, sampling, last
-
-
-def place(tree: Any) -> Any:
-    """Spread the leading axis ``chain`` over the devices, as far as it divides."""
-    devices = jax.devices()
-    num_chains = jax.tree.leaves(tree)[0].shape[0]
-    count = max(n for n in range(1, len(devices) + 1) if num_chains % n == 0)
-    if count == 1:
-        return tree
-    mesh = Mesh(np.asarray(devices[:count]), ("chain",))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("chain")))
 
 
 # Names in `sample_stats` of what infos report, and how a thinned draw sums its steps up.
@@ -382,7 +374,7 @@ def advance(
 
         def program(carry: Any, start: int, count: int) -> tuple[Any, Any]:
             return _chunk(
-                carry,
+                _beside(keys, carry),
                 start,  # pyright: ignore[reportArgumentType]
                 count,  # pyright: ignore[reportArgumentType]
                 keys,
@@ -412,6 +404,17 @@ def advance(
 
 def _no_feed(start: int) -> None:
     """Without a stream nothing is brought to the steps."""
+
+
+def _beside(keys: PRNGKey, chains: Chains) -> Chains:
+    """Put chains where their keys are, so that every chunk finds them placed alike.
+
+    Else the partitioner's choice for the results of one chunk would compile the next anew.
+    """
+    if not isinstance(keys.sharding, NamedSharding):
+        return chains
+    mesh: Any = keys.sharding.mesh
+    return Chains(place(chains.states, mesh, CHAIN), place(chains.tuning, mesh))
 
 
 def capacity_of(layout: Layout, num_chains: int) -> int:

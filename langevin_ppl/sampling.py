@@ -4,9 +4,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from langevin_ppl import run
 from langevin_ppl.arguments import (
@@ -24,6 +25,7 @@ from langevin_ppl.arguments import (
 from langevin_ppl.base import PRNGKey
 from langevin_ppl.checkpoints import EVERY, Folder, Job, create, reopen
 from langevin_ppl.convergence import Converged, Convergence, flattened, summarise, watch
+from langevin_ppl.devices import mesh_for, place_data
 from langevin_ppl.export import collect_groups, examined, to_datatree, to_zarr, variables
 from langevin_ppl.kernels import Kernel, check_burn_in, ghmc, split_ghmc
 from langevin_ppl.tree import Layout
@@ -71,6 +73,7 @@ def sample(
     target_acceptance_rate: float | None = None,
     progress: bool = False,
     chunk: int | None = None,
+    mesh: Mesh | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: float = EVERY,
     store: str | os.PathLike[str] | None = None,
@@ -130,6 +133,10 @@ def sample(
     chunk
         Draws between two returns to the host; by default about half a second's worth. It
         changes no draw.
+    mesh
+        Devices, with axes named ``chain`` and ``data``: ``jax.make_mesh((2, 2), ("chain",
+        "data"))``. Chains are spread over the one, rows of the data over the other; see
+        `langevin_ppl.devices`. By default chains are spread over as many devices as divide them.
     checkpoint
         Folder to keep the run in, so that `resume` can go on with it after the process has ended,
         however it ended. There must be no run in it.
@@ -225,10 +232,11 @@ def sample(
         metric=metric,
         target_acceptance_rate=target_acceptance_rate,
     )
+    manner = Manner(progress, chunk, store, mesh_for(mesh, num_chains))
     if checkpoint is None:
-        return _carry_out(job, target, None, progress, chunk, None)
+        return _carry_out(job, target, None, manner)
     with create(checkpoint, job, target, every=every, holds_outputs=store is not None) as folder:
-        return _carry_out(job, target, folder, progress, chunk, store)
+        return _carry_out(job, target, folder, manner)
 
 
 def resume(
@@ -240,6 +248,7 @@ def resume(
     num_samples: int | None = None,
     progress: bool = False,
     chunk: int | None = None,
+    mesh: Mesh | None = None,
     every: float = EVERY,
     store: str | os.PathLike[str] | None = None,
     **kernel_parameters: Any,
@@ -260,7 +269,7 @@ def resume(
         Those of the run, where they are not of this library; else rebuilt by name.
     num_samples
         Draws of each chain in all, to go on for longer than was asked for at first.
-    progress, chunk, every, store
+    progress, chunk, mesh, every, store
         As in `sample`.
     **kernel_parameters
         Functions among the kernel's parameters, which cannot be written down.
@@ -309,22 +318,27 @@ def resume(
         check_store(store, path, job.groups)
         if num_samples is not None:
             job = job._replace(num_samples=int(num_samples))
-        return _carry_out(job, target, folder, progress, chunk, store)
+        manner = Manner(progress, chunk, store, mesh_for(mesh, job.num_chains))
+        return _carry_out(job, target, folder, manner)
 
 
-def _carry_out(
-    job: Job,
-    target: Any,
-    folder: Folder | None,
-    progress: bool,
-    chunk: int | None,
-    store: Any,
-) -> "xr.DataTree":
+class Manner(NamedTuple):
+    """How a run is carried out: what changes no draw."""
+
+    progress: bool
+    chunk: int | None
+    store: Any
+    mesh: Mesh | None
+
+
+def _carry_out(job: Job, target: Any, folder: Folder | None, manner: Manner) -> "xr.DataTree":
     """Warm up, sample and conclude; what the folder holds already is not done again."""
     began = time.perf_counter()
     layout, until = Layout.of(target.prototype), job.until
+    progress, chunk, store, mesh = manner
+    placed = place_data(target, mesh)
     request = Request(
-        target=target,
+        target=placed,
         layout=layout,
         kernel=job.kernel,
         num_warmup=job.num_warmup,
@@ -339,8 +353,10 @@ def _carry_out(
         progress=progress,
         gradient=job.gradient,
         folder=folder,
+        mesh=mesh,
     )
-    start_keys, warmup_keys, sample_keys, key_export = run.phase_keys(job.rng_key, job.num_chains)
+    phases = run.phase_keys(job.rng_key, job.num_chains, mesh)
+    start_keys, warmup_keys, sample_keys, key_export = phases
     tuned = (tune if job.gradient is None else by_noise)(start_keys, warmup_keys, request)
     thinning = tuned.thinning
     warmed = time.perf_counter()
@@ -351,7 +367,7 @@ def _carry_out(
 
     draws = run.advance(
         sample_keys,
-        target.logdensity_fn if tuned.source is None else tuned.source,
+        placed.logdensity_fn if tuned.source is None else tuned.source,
         run.Chains(tuned.states),
         tuned.parameters,
         tuned.plan,

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from langevin_ppl.base import Array, GradientEstimator
+from langevin_ppl.devices import place_batches, share_of_rows
 from langevin_ppl.streams import Feeder, Gathered, Stream
 
 __all__ = ["Feed", "Supply", "draws_per_step"]
@@ -67,12 +69,15 @@ class Supply(NamedTuple):
         Batches that a step draws.
     offset
         Batches of the stream that came before the first step.
+    mesh
+        Devices that the rows are put on.
     """
 
     stream: Stream
     plate: str
     per_step: int
     offset: int
+    mesh: Mesh | None = None
 
     def fitted(self, plan: Any, thinning: int) -> Any:
         """Plan with chunks for which batches fit into a feed."""
@@ -96,8 +101,14 @@ class Supply(NamedTuple):
 
     def first(self) -> dict[str, Gathered]:
         """The first batch of all, for the states that chains begin in."""
-        gathered = self.stream.gather(0, 1)
-        return {self.plate: jax.tree.map(lambda rows: jnp.asarray(rows[0]), gathered)}
+        gathered = self.stream.gather(0, 1, share_of_rows(self.mesh))
+        batch = jax.tree.map(lambda rows: rows[0], gathered)
+        return {self.plate: self._put(batch, axis=0)}
+
+    def _put(self, gathered: Gathered, axis: int = 1) -> Gathered:
+        if self.mesh is None:
+            return jax.device_put(gathered)
+        return place_batches(gathered, self.mesh, axis)
 
     def after(self, steps: int) -> "Supply":
         """Get the supply of the steps that come after so many."""
@@ -113,7 +124,8 @@ class Supply(NamedTuple):
             Draws that a feed is for.
         """
         steps = capacity * thinning
-        feeder = Feeder(self.stream, steps * self.per_step, self.offset, jax.device_put)
+        unit, share = steps * self.per_step, share_of_rows(self.mesh)
+        feeder = Feeder(self.stream, unit, self.offset, self._put, share)
         latest: list[Any] = [-1, None]
 
         def feed(draw: int) -> Feed:

@@ -9,6 +9,7 @@ import numpy as np
 
 from langevin_ppl.base import BiasWarning, ConvergenceWarning, DivergenceWarning, Draws
 from langevin_ppl.convergence import Converged, Convergence, judge
+from langevin_ppl.devices import to_host
 from langevin_ppl.export import LIBRARY
 from langevin_ppl.kernels import Kernel
 from langevin_ppl.preconditioners import Preconditioner
@@ -72,7 +73,7 @@ def describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> dic
 def reported(tuned: Tuned) -> dict[str, Any]:
     """Parameters under their public names, arrays as NumPy arrays."""
     reported: dict[str, Any] = {name: value.value for name, value in tuned.plan.fixed}
-    for name, value in tuned.parameters.items():
+    for name, value in to_host(tuned.parameters).items():
         if not isinstance(value, Preconditioner):
             reported[name] = np.asarray(value)
         elif value.directions is not None:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "langevin_ppl"
 
 LAYERS = [
-    {"base", "compilation", "tree"},
+    {"base", "compilation", "devices", "tree"},
     {"taming", "preconditioners", "integrators", "metropolis", "streams"},
     {"targets", "gradients"},
     {"kernels"},

@@ -383,6 +383,7 @@ def indices(choice: Any, steps: int, rng_key: Any = KEY, **plates: int) -> dict[
     """Numbers of the rows of the first batches, each with a key of its own."""
     target = SimpleNamespace(
         plates={name: Plate(size, 3) for name, size in plates.items()},
+        data=(),
         row_arrays=lambda name: {},
         stream=None,
     )

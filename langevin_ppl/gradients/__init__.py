@@ -16,6 +16,7 @@ from langevin_ppl.gradients.rows import (
     PlateReader,
     Reader,
     batch_sizes_of,
+    layout_for,
     reader_of,
     whole_mean,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "exact",
     "from_sample",
     "is_streamed",
+    "layout_for",
     "minibatch",
     "on_flat",
     "reader_of",

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import Estimate, Position, Rows
+from langevin_ppl.devices import DATA, place, place_batches, share_of_rows, to_host
 from langevin_ppl.gradients.minibatch import value_and_grad
 from langevin_ppl.gradients.rows import Reader
-from langevin_ppl.streams import Gathered, Stream
+from langevin_ppl.streams import Gathered
 
 __all__ = ["whole_of_stream"]
 
@@ -33,7 +34,8 @@ def whole_of_stream(target: Any, reader: Reader, position: Position) -> Estimate
     waiting: Estimate | None = None
     total: list[np.ndarray] | None = None
     count = 0
-    for rows in _blocks(target.stream, reader):
+    position = place(position, target.mesh)
+    for rows in _blocks(target, reader):
         ahead = _on_block(on_rows, rows, position)
         total = _added(total, waiting)
         waiting, count = ahead, count + 1
@@ -47,17 +49,20 @@ def whole_of_stream(target: Any, reader: Reader, position: Position) -> Estimate
 def _added(total: list[np.ndarray] | None, estimate: Estimate | None) -> list[np.ndarray] | None:
     if estimate is None:
         return total
-    parts = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(estimate)]
+    parts = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(to_host(estimate))]
     return parts if total is None else [t + p for t, p in zip(total, parts, strict=True)]
 
 
-def _blocks(stream: Stream, reader: Reader) -> Iterator[dict[str, Rows]]:
+def _blocks(target: Any, reader: Reader) -> Iterator[dict[str, Rows]]:
     """Rows of a pass, weighted so that the mean over blocks is the density of all rows."""
     ((name, only),) = reader.items()
-    number = min(PASS_ROWS, stream.num_rows)
+    stream, mesh = target.stream, target.mesh
+    devices = 1 if mesh is None else mesh.shape.get(DATA, 1)
+    number = min(PASS_ROWS, stream.num_rows) // devices * devices
     count = -(-stream.num_rows // number)
-    for block in stream.passes(number):
-        rows = only.rows(Gathered(block.indices, block.columns))  # pyright: ignore[reportArgumentType]
+    for block in stream.passes(number, share_of_rows(mesh)):
         valid = np.arange(len(block.indices)) < block.valid
-        weights = jnp.asarray(np.where(valid, float(count), 0.0), jnp.result_type(float))
-        yield {name: dataclasses.replace(rows, weights=weights)}
+        weights = np.where(valid, float(count), 0.0).astype(jnp.result_type(float))
+        read = place_batches((block.indices, block.columns, weights), mesh, axis=0)
+        rows = only.rows(Gathered(*read[:2]))
+        yield {name: dataclasses.replace(rows, weights=jnp.asarray(read[2]))}

@@ -17,10 +17,20 @@ import numpy as np
 from jax.tree_util import Partial
 
 from langevin_ppl.base import Array, PRNGKey, Rows
+from langevin_ppl.devices import data_mesh_of
 from langevin_ppl.gradients.draws import PlateDraw
+from langevin_ppl.gradients.layouts import Dealt, Together
 from langevin_ppl.gradients.streamed import Unread, is_streamed, stream_reader
 
-__all__ = ["Draw", "PlateReader", "Reader", "batch_sizes_of", "reader_of", "whole_mean"]
+__all__ = [
+    "Draw",
+    "PlateReader",
+    "Reader",
+    "batch_sizes_of",
+    "layout_for",
+    "reader_of",
+    "whole_mean",
+]
 
 BLOCK = 2**14
 """Rows that are looked at together in a pass over all the data."""
@@ -29,7 +39,7 @@ BLOCK = 2**14
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["order", "copies", "probabilities", "thresholds"],
-    meta_fields=["plan"],
+    meta_fields=["plan", "layout"],
 )
 @dataclasses.dataclass(frozen=True)
 class PlateReader:
@@ -47,6 +57,8 @@ class PlateReader:
         How they are drawn.
     thresholds
         The row that 32 random bits draw is the number of thresholds that are not above them.
+    layout
+        Where order and copies lie.
     """
 
     order: Array | None
@@ -54,6 +66,7 @@ class PlateReader:
     probabilities: Array | None
     plan: PlateDraw
     thresholds: Array | None = None
+    layout: Together | Dealt = Together()
 
     def rows(self, batch: Array) -> Rows:
         """Read the rows of a batch that `PlateDraw.draw` made."""
@@ -63,44 +76,49 @@ class PlateReader:
             if self.probabilities is not None:
                 weights = 1.0 / (plan.number * self.probabilities[batch])
             return Rows(batch, weights, {}, plan.size)
-        pinned, number = plan.pinned, plan.number
+        pinned, number, layout = plan.pinned, plan.number, self.layout
 
-        def read(array: Array, axis: int = 0) -> Array:
-            block = jax.lax.dynamic_slice_in_dim(array, batch, number, axis)
-            if pinned == 0:
-                return block
-            first = jax.lax.slice_in_dim(array, 0, pinned, axis=axis % array.ndim)
-            return jnp.concatenate([first, block], axis)
+        def read(array: Array, axis: int = -1) -> Array:
+            return layout.block(array, axis, batch, number, pinned)
 
-        weights = None
-        if pinned:
-            weights = jnp.where(jnp.arange(pinned + number) < pinned, 1.0, plan.free / number)
-        slices = {key: read(copy, key[1] % copy.ndim) for key, copy in self.copies.items()}
+        weights = layout.weights(number, plan.free / number, pinned) if pinned else None
+        slices = {key: read(copy, key[1]) for key, copy in self.copies.items()}
         return Rows(read(self.order), weights, slices, plan.size)
+
+    def even(self, number: int) -> int:
+        """As many rows, or some fewer, so that every device reads as many."""
+        return number - number % self.layout.shares
+
+    def places(self, start: Array | int, number: int) -> Array:
+        """Places in the shuffled order of the rows that `span` reads."""
+        return self.layout.places(start, number)
 
     def span(self, start: Array | int, number: int) -> Rows:
         """Rows of the shuffled order from ``start`` on, each with weight ``size / number``."""
         if self.order is None:
-            indices = start + jnp.arange(number)
-            return Rows(indices, None, {}, self.plan.size)
-        slices = {
-            key: jax.lax.dynamic_slice_in_dim(copy, start, number, key[1] % copy.ndim)
-            for key, copy in self.copies.items()
-        }
-        indices = jax.lax.dynamic_slice_in_dim(self.order, start, number)
-        return Rows(indices, None, slices, self.plan.size)
+            return Rows(self.places(start, number), None, {}, self.plan.size)
+
+        def read(array: Array, axis: int = -1) -> Array:
+            return self.layout.block(array, axis, start, number)
+
+        slices = {key: read(copy, key[1]) for key, copy in self.copies.items()}
+        return Rows(read(self.order), None, slices, self.plan.size)
 
     def at(self, places: Array) -> Rows:
         """Rows at places of the shuffled order, each with weight one."""
         ones = jnp.ones(places.shape)
         if self.order is None:
             return Rows(places, ones, {}, self.plan.size)
-        slices = {key: jnp.take(copy, places, key[1]) for key, copy in self.copies.items()}
-        return Rows(self.order[places], ones, slices, self.plan.size)
+
+        def read(array: Array, axis: int = -1) -> Array:
+            return self.layout.at(array, axis, places)
+
+        slices = {key: read(copy, key[1]) for key, copy in self.copies.items()}
+        return Rows(read(self.order), ones, slices, self.plan.size)
 
     def numbers(self, places: np.ndarray) -> np.ndarray:
         """Numbers of the rows at places of the shuffled order."""
-        return places if self.order is None else np.asarray(self.order)[places]
+        return places if self.order is None else self.layout.numbers(self.order)[places]
 
 
 type Reader = dict[str, Any]
@@ -197,7 +215,7 @@ def reader_of(
     Parameters
     ----------
     target
-        With ``plates``, ``row_arrays`` and ``stream``.
+        With ``data``, ``plates``, ``row_arrays`` and ``stream``.
     sizes
         Batch size of every plate.
     sampling, seed
@@ -206,9 +224,15 @@ def reader_of(
         Rows that are in every batch, by plate.
     probabilities
         Of each row to be drawn, for importance sampling, by plate.
+
+    Raises
+    ------
+    ValueError
+        If rows are spread over devices that would have to send them to each other.
     """
     if target.stream is not None:
         return stream_reader(target, sampling)
+    layout = layout_for(target, sampling)
     readers = {}
     for place, (name, plate) in enumerate(target.plates.items()):
         # Plates of one seed would go through their epochs hand in hand.
@@ -216,6 +240,9 @@ def reader_of(
         heavy = np.asarray((pinned or {}).get(name, ()), int)
         number = min(sizes[name], plate.size - len(heavy))
         plan = PlateDraw(plate.size, number, len(heavy), sampling, own)
+        arrays = target.row_arrays(name)
+        if isinstance(layout, Dealt):
+            _check_dealt(name, plan, layout.shares, arrays)
         if sampling not in ("blocks", "epochs"):
             thresholds = of_rows = (probabilities or {}).get(name)
             if of_rows is not None:
@@ -226,10 +253,52 @@ def reader_of(
         if len(heavy):
             order = np.concatenate([heavy, order[~np.isin(order, heavy)]])
         free = order[len(heavy) :]
-        order = jnp.asarray(np.concatenate([order, free[:number]]), jnp.int32)
-        copies = _shuffled(target.row_arrays(name), order)
-        readers[name] = PlateReader(order, copies, None, plan)
+        order = layout.order(np.concatenate([order, free[:number]]))
+        copies = layout.copies(arrays, order)
+        readers[name] = PlateReader(order, copies, None, plan, layout=layout)
     return readers
+
+
+def layout_for(target: Any, sampling: str) -> Together | Dealt:
+    """Where shuffled rows are to lie: on the devices over which those of the target are spread.
+
+    Raises
+    ------
+    ValueError
+        If they are spread, and single rows are drawn.
+    """
+    mesh = data_mesh_of(target.data)
+    if mesh is None:
+        return Together()
+    layout = Dealt(mesh)
+    if sampling not in ("blocks", "epochs"):
+        raise ValueError(
+            f"sampling='{sampling}' draws single rows, which the {layout.shares} devices on the "
+            "mesh's axis 'data' would have to send to each other in every step. Use "
+            "sampling='blocks' or 'epochs', or a mesh with the axis 'chain' alone."
+        )
+    return layout
+
+
+def _check_dealt(name: str, plan: PlateDraw, shares: int, arrays: Mapping[Any, Any]) -> None:
+    """Refuse a plate whose rows or batches devices cannot share.
+
+    Raises
+    ------
+    ValueError
+        If the model reads its rows by indices of its own, or the devices do not divide a batch.
+    """
+    if not arrays:
+        raise ValueError(
+            f"The model reads the rows of the plate '{name}' by indices of its own, which the "
+            f"{shares} devices on the mesh's axis 'data' would have to send to each other. Read "
+            "arguments of the model by numpyro.subsample(X, event_dim=...)."
+        )
+    if plan.number % shares:
+        raise ValueError(
+            f"batch_size: expected a multiple of the {shares} devices on the mesh's axis 'data' "
+            f"for the plate '{name}', got {plan.number}."
+        )
 
 
 def _drawable(probabilities: Array) -> tuple[Array, Array]:
@@ -244,11 +313,6 @@ def _drawable(probabilities: Array) -> tuple[Array, Array]:
     return jnp.asarray(inner.astype(np.uint32)), jnp.asarray(exact, jnp.result_type(float))
 
 
-@jax.jit
-def _shuffled(arrays: dict[tuple[int, int], Array], order: Array) -> dict[tuple[int, int], Array]:
-    return {key: jnp.take(array, order, key[1]) for key, array in arrays.items()}
-
-
 def whole_mean(reader: Reader, fn: Callable[[dict[str, Rows]], Any]) -> Any:
     """Mean of a function of rows over blocks that together are all the data.
 
@@ -258,7 +322,8 @@ def whole_mean(reader: Reader, fn: Callable[[dict[str, Rows]], Any]) -> Any:
     if len(reader) != 1 or is_streamed(reader):
         return fn({})  # of a stream it is refused there, because not all rows are in memory
     ((name, only),) = reader.items()
-    size, number = only.plan.size, min(BLOCK, only.plan.size)
+    size = only.plan.size
+    number = only.even(min(BLOCK, size))
     count = -(-size // number)
     if count == 1:
         return fn({})
@@ -267,7 +332,7 @@ def whole_mean(reader: Reader, fn: Callable[[dict[str, Rows]], Any]) -> Any:
         # The last block begins early, so that it is full, and does not count rows twice.
         start = jnp.minimum(index * number, size - number)
         rows = only.span(start, number)
-        new = start + jnp.arange(number) >= index * number
+        new = only.places(start, number) >= index * number
         weights = jnp.where(new, float(count), 0.0)
         return fn({name: dataclasses.replace(rows, weights=weights)})
 

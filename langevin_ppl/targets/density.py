@@ -87,6 +87,16 @@ class DensityTarget(BaseTarget):
         return DensityTarget(self._logdensity_fn, self._position, options)
 
     @property
+    def data(self) -> tuple[Array, ...]:
+        """Arrays of the log density, where it is a pytree."""
+        return tuple(jax.tree.leaves(self._logdensity_fn))
+
+    def with_data(self, data: tuple[Array, ...]) -> "DensityTarget":
+        """Return a copy with other arrays of the same shapes."""
+        function = jax.tree.unflatten(jax.tree.structure(self._logdensity_fn), data)
+        return DensityTarget(function, self._position, self.options)
+
+    @property
     def logdensity_fn(self) -> LogDensity:
         """Log density as a pytree function."""
         return self._logdensity_fn

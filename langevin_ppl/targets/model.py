@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from numpyro.infer import init_to_uniform
 
 from langevin_ppl.base import Array, LogDensity, Plate, Position, PRNGKey, Rows
+from langevin_ppl.devices import place, to_host
 from langevin_ppl.streams import Absent, Stream
 from langevin_ppl.targets import programs
 from langevin_ppl.targets.calls import Code, bind, by_name, model_name, stream_of
@@ -159,7 +161,8 @@ class ModelTarget(BaseTarget):
             for read in self.structure.reads
             if isinstance(absent := self._arrays[read.argument], Absent)
         }
-        return {name: Rows(jnp.asarray(indices), None, slices, plate.size)}
+        rows = {name: Rows(jnp.asarray(indices), None, slices, plate.size)}
+        return place(rows, self.mesh)
 
     def some_rows(self, number: int) -> dict[str, Rows]:
         """Rows from all over a stream, in memory, each with weight ``size / number``.
@@ -178,6 +181,22 @@ class ModelTarget(BaseTarget):
     def summed_out(self) -> tuple[str, ...]:
         """Names of discrete latent sites, which the log density sums out."""
         return self.structure.enumerated
+
+    @property
+    def data(self) -> tuple[Array, ...]:
+        """Arrays among the arguments of the model."""
+        return self._arrays
+
+    def with_data(self, data: tuple[Array, ...]) -> "ModelTarget":
+        """Return a copy with other arrays of the same shapes."""
+        streamed = self._batch_size, self.stream
+        return ModelTarget(self._code, data, self._fixed, self.options, *streamed)
+
+    def read_onto(self, mesh: Mesh) -> "ModelTarget":
+        """Return a copy whose stream's rows are put on the devices of a mesh."""
+        copy = self.with_data(self.data)
+        copy.mesh = mesh
+        return copy
 
     @property
     def logdensity_fn(self) -> LogDensity:
@@ -259,7 +278,7 @@ class ModelTarget(BaseTarget):
         """Arrays that the model reads by ``numpyro.subsample`` in a plate, for `Rows.slices`."""
         return {
             (read.argument, read.axis): self._arrays[read.argument]
-            for read in self.structure.reads
+            for read in sorted(self.structure.reads)  # in one order in every process
             if read.plate == plate
         }
 
@@ -456,7 +475,7 @@ MAX_NAMED = 5
 
 def _nan_rows(values: Any) -> str:
     """Name the rows of an array that hold NaN; nothing where there are none."""
-    array = np.asarray(values)
+    array = np.asarray(to_host(values))
     if not np.issubdtype(array.dtype, np.floating) or not np.isnan(array).any():
         return ""
     if array.ndim == 0:

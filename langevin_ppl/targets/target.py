@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.core
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from langevin_ppl.base import Array, GradientEstimator, LogDensity, Plate, Position, PRNGKey
 from langevin_ppl.tree import all_finite, ravel
@@ -99,6 +100,8 @@ class BaseTarget:
 
     options: Options
     stream: Any = None
+    mesh: Mesh | None = None
+    """Devices that rows of the stream are put on as they are read."""
 
     @property
     def summed_out(self) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ def some_rows(reader: Reader, dimension: int) -> dict[str, Rows]:
     ((name, only),) = reader.items()
     if isinstance(only, StreamReader):
         return {name: only.sample}
-    number = max(SOME_ROWS, ROWS_PER_DIMENSION * dimension)
+    number = only.even(max(SOME_ROWS, ROWS_PER_DIMENSION * dimension))
     return {} if number >= only.plan.size else {name: only.span(0, number)}
 
 

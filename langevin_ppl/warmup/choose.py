@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import Partial, all_leaves
 
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
+from langevin_ppl.devices import to_host
 from langevin_ppl.gradients import (
     Centre,
     ControlVariates,
@@ -23,6 +24,7 @@ from langevin_ppl.gradients import (
     control_variates,
     from_sample,
     is_streamed,
+    layout_for,
     minibatch,
     reader_of,
 )
@@ -174,6 +176,7 @@ def kernel_and_gradient(kernel: Any, target: Any, gradient: Any) -> tuple[Any, A
 def reader_for(spec: Any, target: Any) -> Reader:
     """Rows to look for the mode on, and to measure the noise of; none for a user's estimator."""
     if isinstance(spec, ControlVariates):
+        layout_for(target, spec.sampling)  # refuses before a search, and not after it
         sizes = batch_sizes_of("control_variates", target, spec.batch_size)
         return reader_of(target, sizes, "blocks", spec.seed)
     return spec.reader(target) if isinstance(spec, Minibatch | Svrg) else {}
@@ -357,7 +360,7 @@ def _best_variates(
 
     def measured(order: int) -> RowNoise:
         options = {**static, "order": order}
-        return jax.device_get(measure_rows(rng_key, on_rows, only, centre, factor, **options))
+        return to_host(measure_rows(rng_key, on_rows, only, centre, factor, **options))
 
     def options(order: int, found: RowNoise) -> list[_Option]:
         scores = np.asarray(found.scores, np.float64)

@@ -10,6 +10,7 @@ import numpy as np
 
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey, Rows
 from langevin_ppl.compilation import QUICK
+from langevin_ppl.devices import to_host
 from langevin_ppl.gradients import PlateReader, on_flat
 from langevin_ppl.tree import Layout
 
@@ -117,13 +118,13 @@ def measure_rows(
     key_shift, key_way, key_rest = jax.random.split(rng_key, 3)
     shifts = jax.random.normal(key_shift, (POINTS, dimension), centre.dtype) @ factor.T
     ways = jax.random.normal(key_way, (POINTS, dimension), centre.dtype) @ factor.T
-    number = min(BLOCK, size)
+    number = reader.even(min(BLOCK, size))
 
     def score(index: Array, scores: Array) -> Array:
         start = jnp.minimum(index * number, size - number)
         rows = reader.span(start, number)
         found = jax.vmap(residual, in_axes=(None, 0, 0))(rows, shifts, ways)
-        return jax.lax.dynamic_update_slice(scores, jnp.mean(found**2, axis=0), (start,))
+        return scores.at[reader.places(start, number)].set(jnp.mean(found**2, axis=0))
 
     scores = jnp.zeros(size, centre.dtype)
     scores = jax.lax.fori_loop(0, -(-size // number), score, scores)
@@ -226,7 +227,8 @@ def measure_estimator(
     factor
         ``L``: scalar, diagonal or matrix.
     """
-    gradients = np.asarray(_gradients(rng_key, estimator, starts, ends, layout=layout), np.float64)
+    gradients = to_host(_gradients(rng_key, estimator, starts, ends, layout=layout))
+    gradients = gradients.astype(np.float64)
     gradients = gradients - gradients.mean(axis=1, keepdims=True)
     scale = np.asarray(factor, np.float64)
     white = gradients @ scale if scale.ndim == 2 else gradients * scale

@@ -357,12 +357,13 @@ def laplace_start(
         starts = centres + jnp.where(found[:, None], rays, 0.0)
     mode = jnp.where(usable, search.ends[best], jnp.mean(positions, axis=0))
     lengths = jnp.asarray(PROBES, positions.dtype)[:, None, None]
-    probes = jnp.concatenate([starts[None], mode + lengths[1:] * rays]).reshape(-1, dimension)
-    values, gradients = jax.vmap(jax.value_and_grad(logdensity_fn))(probes)
-    inside = jnp.isfinite(values[:num_chains])
+    probes = jnp.concatenate([starts[None], mode + lengths[1:] * rays])
+    # Mapped over both axes: merged into one, chains would no longer lie on their devices.
+    values, gradients = jax.vmap(jax.vmap(jax.value_and_grad(logdensity_fn)))(probes)
+    inside = jnp.isfinite(values[0])
     starts = jnp.where(inside[:, None], starts, centres)
     pulled = gradients @ factor if factor.ndim == 2 else gradients * factor
-    norms = jnp.linalg.norm(pulled.reshape(len(PROBES), num_chains, dimension), axis=2)
+    norms = jnp.linalg.norm(pulled, axis=2)
     powers = jnp.log2(norms[-1] / norms[-2]) / np.log2(PROBES[-1] / PROBES[-2])
     growth = jnp.median(jnp.where(jnp.isfinite(powers), powers, jnp.inf))
     # The probes, and the first gradient of every chain.

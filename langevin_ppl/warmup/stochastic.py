@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from langevin_ppl import run
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
 from langevin_ppl.compilation import ONCE, QUICK, ahead
+from langevin_ppl.devices import CHAIN, place, to_host
 from langevin_ppl.gradients import (
     ControlVariates,
     Reader,
@@ -165,9 +166,8 @@ def set_by_noise(start_keys: PRNGKey, request: Request, reader: Reader) -> Ready
     parameters = kernel.prepare(given)
     probe = _probe(choice.noise, frame, mode, positions)
     notes |= choice.notes
-    return Ready(
-        plan, parameters, probe, notes, doubts, choice, jnp.asarray(positions), mode, thinning
-    )
+    positions = place(positions, request.mesh, CHAIN)
+    return Ready(plan, parameters, probe, notes, doubts, choice, positions, mode, thinning)
 
 
 def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
@@ -188,7 +188,7 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     reader = reader_for(request.gradient, request.target)
     ready = set_by_noise(start_keys, request, reader)
     plan, parameters, source = ready.plan, ready.parameters, ready.choice.source
-    supply = _supply(request.target)
+    supply = _supply(request)
     chains, warmup = run.Chains(begun(start_keys, ready, supply)), None
     if supply is not None:
         supply = supply._replace(
@@ -236,12 +236,13 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     )
 
 
-def _supply(target: Any) -> Supply | None:
+def _supply(request: Request) -> Supply | None:
     """Batches of a target's stream: the first one is for the states that chains begin in."""
+    target = request.target
     if target.stream is None:
         return None
     (plate,) = target.plates
-    return Supply(target.stream, plate, 1, 1)
+    return Supply(target.stream, plate, 1, 1, request.mesh)
 
 
 def _tuned(request: Request) -> frozenset[str]:
@@ -287,12 +288,12 @@ def _start(
     check_valid(request, found)
     if found.search is None:
         return found.positions, None, {}, ()
-    seen = jax.device_get(found.search)
+    seen, positions = to_host((found.search, found.positions))
     notes: dict[str, Any] = {"num_chains_at_best_mode": int(seen.found.sum())}
     ended = seen.converged & np.isfinite(seen.ended)
     # A search in many dimensions may run along a funnel to where the density is flat, and stop.
     keep = request.initial is not None or layout.dimension > DENSE_LIMIT
-    elsewhere = np.where((ended & (not keep))[:, None], seen.ends, np.asarray(found.positions))
+    elsewhere = np.where((ended & (not keep))[:, None], seen.ends, positions)
     if not seen.found.any():
         notes["mode_search"] = why_no_mode(seen)
         return jnp.asarray(elsewhere), None, notes, ()
@@ -302,7 +303,7 @@ def _start(
     if is_streamed(reader):
         settled = settle_on_stream(request, reader, best, frame)
     else:
-        settled = jax.device_get(settle_on_all(on_rows, reader, best, frame, layout=layout))
+        settled = to_host(settle_on_all(on_rows, reader, best, frame, layout=layout))
     if not np.isfinite(settled.value):
         raise ValueError(target.explain(layout.unravel(settled.position)))
     if not (settled.curved and settled.decrement <= MAX_DECREMENT):
@@ -325,7 +326,7 @@ def _start(
     )
     if request.initial is not None:
         return found.positions, mode, notes, doubts
-    normals = np.asarray(_normals(start_keys, layout))
+    normals = to_host(_normals(start_keys, layout))
     return jnp.asarray(mode.position + scaled(normals, mode.factor)), mode, notes, doubts
 
 
@@ -489,7 +490,7 @@ def begun(keys: PRNGKey, ready: Ready, supply: Supply | None = None) -> Any:
         if supply is not None:
             source = dataclasses.replace(source, draw=Partial(_given, supply.first()))
         return _first_states(keys, source, positions, ready.parameters, plan=plan)
-    shifts, factor = np.asarray(positions) - mode.position, np.asarray(mode.factor)
+    shifts, factor = to_host(positions) - mode.position, np.asarray(mode.factor)
     dense = factor.ndim == 2
     z = np.linalg.solve(factor, shifts.T).T if dense else shifts / factor
     pulls = -(np.linalg.solve(factor.T, z.T).T if dense else z / factor)
@@ -531,7 +532,7 @@ def _probe(noise: Noise, frame: Preconditioner, mode: Mode | None, positions: Ar
     """Thermometer along the direction of the largest noise."""
     dtype = positions.dtype
     direction = np.asarray(noise.direction, np.float64)
-    centre = np.asarray(positions).mean(axis=0) if mode is None else mode.position
+    centre = to_host(positions).mean(axis=0) if mode is None else mode.position
     if frame.directions is not None:
         left = np.asarray(
             jax.vjp(frame.solve, jnp.asarray(direction, dtype))[1](jnp.asarray(direction, dtype))[0]
@@ -560,7 +561,7 @@ def _laplace(
         jnp.asarray(mode.factor),
         layout=request.layout,
     )
-    return np.asarray(weights, np.float64)
+    return to_host(weights).astype(np.float64)
 
 
 def _weighs(reader: Reader, layout: Layout) -> bool:

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from langevin_ppl import run
 from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey
 from langevin_ppl.compilation import ahead
+from langevin_ppl.devices import CHAIN, place, to_host
 from langevin_ppl.kernels import Kernel
 from langevin_ppl.supply import Supply
 from langevin_ppl.targets.leaves import Static
@@ -84,6 +86,8 @@ class Request(NamedTuple):
         estimator; None for the exact gradient.
     folder
         `langevin_ppl.checkpoints.Folder` to keep the run in, or None.
+    mesh
+        Devices over which chains and data are spread; None for the default one.
     """
 
     target: Any
@@ -101,6 +105,7 @@ class Request(NamedTuple):
     progress: bool = False
     gradient: Any = None
     folder: Any = None
+    mesh: Mesh | None = None
 
     def keeper(self, stage: str) -> Any:
         """Keeper of a loop, or None where the run is not kept."""
@@ -268,17 +273,17 @@ def finding(request: Request, plan: run.Plan, *, search: bool) -> tuple[Any, dic
     if request.initial is None:
         propose, data = request.target.proposal()
     else:
-        data = run.place(request.initial)
+        data = place(request.initial, request.mesh, CHAIN)
     search = search and request.num_warmup > 0
     return data, {"propose": propose, "plan": plan, "search": search}
 
 
 def check_valid(request: Request, found: Found) -> None:
     """Refuse starting positions where the density is not finite."""
-    valid = np.asarray(found.valid)
+    valid = to_host(found.valid)
     if not valid.all():
         chain = int(np.argmin(valid))
-        position = request.layout.unravel(found.positions[chain])
+        position = request.layout.unravel(jnp.asarray(to_host(found.positions)[chain]))
         raise ValueError(f"Chain {chain}: {request.target.explain(position)}")
 
 
@@ -421,7 +426,7 @@ def _by_stepping(
     evaluations = None if cost is None else keys.shape[0] * (request.num_warmup * cost + 1)
     notes, doubts = {}, ()
     if start is not None:
-        start = jax.device_get(start)
+        start = to_host(start)
         if evaluations is not None:
             evaluations += int(start.search.num_evaluations)
         notes, doubts = describe_start(start)
@@ -445,12 +450,12 @@ def _by_stepping(
         doubts += describe_stuck(warmup)
     if adaptation is not None:
         parameters |= adaptation.parameters(chains.tuning)
-        notes |= describe_tuning(jax.device_get(chains.tuning), adaptation)
+        notes |= describe_tuning(to_host(chains.tuning), adaptation)
     plan = run.Plan(Static(kernel), layout, fixed, request.per_chain, None, request.capacity)
     states = chains.states
     if kernel is not tuner:
         states = jax.vmap(kernel.adopt)(states)
-        chosen = jax.device_get(taming_parameters(kernel, request.given, start))
+        chosen = to_host(taming_parameters(kernel, request.given, start))
         parameters |= chosen
         if "power" in chosen and start is not None:
             notes["power_rule"] = (
@@ -504,7 +509,7 @@ def _unadjusted_step_size(
 ) -> tuple[np.ndarray, str]:
     """Step size of an unadjusted kernel from that of its adjusted sibling, and the rule."""
     kernel, tuned = plan.algorithm.value, float(parameters["step_size"])
-    step_size = np.asarray(settle(keys, logdensity_fn, states, parameters, plan=plan))
+    step_size = to_host(settle(keys, logdensity_fn, states, parameters, plan=plan))
     most = np.inf if kernel.max_step_size is None else kernel.max_step_size
     rule = f"min({most:g}, {kernel.tuner_share:g} of what {kernel.tuner!r} was tuned to)"
     if step_size < 0.75 * min(most, kernel.tuner_share * tuned):
@@ -537,7 +542,7 @@ def _by_blackjax(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
         states=adapted.states,
         parameters=parameters,
         warmup=None,
-        num_gradient_evaluations=int(np.asarray(adapted.num_gradient_evaluations).sum()),
+        num_gradient_evaluations=int(to_host(adapted.num_gradient_evaluations).sum()),
         notes={"adaptation": traits(request.kernel).adaptation},
         thinning=request.thinning or 1,
     )
