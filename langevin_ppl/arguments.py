@@ -262,5 +262,7 @@ def check_store(store: Any, checkpoint: Any, groups: Any) -> None:
             f"store: {', '.join(sorted(groups))} would hold all draws in memory. Compute it from "
             "the store afterwards, or leave store out."
         )
+    if jax.process_count() > 1:
+        raise ValueError("store: expected one process; several have their draws in memory.")
     if Path(store).expanduser().exists():
         raise ValueError(f"store: {store} exists; use another path, or remove it.")

@@ -373,8 +373,8 @@ def advance(
             feeds = stack.enter_context(supply.feeds(plan.capacity, thinning))
 
         def program(carry: Any, start: int, count: int) -> tuple[Any, Any]:
-            return _chunk(
-                _beside(keys, carry),
+            carry, outputs = _chunk(
+                carry,
                 start,  # pyright: ignore[reportArgumentType]
                 count,  # pyright: ignore[reportArgumentType]
                 keys,
@@ -386,10 +386,11 @@ def advance(
                 plan=plan,
                 thinning=thinning,
             )
+            return _beside(keys, carry), outputs
 
         outcome = drive(
             program,
-            chains,
+            _beside(keys, chains),
             num_steps,
             plan.capacity,
             progress=progress,

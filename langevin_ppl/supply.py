@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from langevin_ppl.base import Array, GradientEstimator
-from langevin_ppl.devices import place_batches, share_of_rows
+from langevin_ppl.devices import DATA, place_batches, share_of
 from langevin_ppl.streams import Feeder, Gathered, Stream
 
 __all__ = ["Feed", "Supply", "draws_per_step"]
@@ -101,7 +101,7 @@ class Supply(NamedTuple):
 
     def first(self) -> dict[str, Gathered]:
         """The first batch of all, for the states that chains begin in."""
-        gathered = self.stream.gather(0, 1, share_of_rows(self.mesh))
+        gathered = self.stream.gather(0, 1, share_of(DATA, self.mesh))
         batch = jax.tree.map(lambda rows: rows[0], gathered)
         return {self.plate: self._put(batch, axis=0)}
 
@@ -124,7 +124,7 @@ class Supply(NamedTuple):
             Draws that a feed is for.
         """
         steps = capacity * thinning
-        unit, share = steps * self.per_step, share_of_rows(self.mesh)
+        unit, share = steps * self.per_step, share_of(DATA, self.mesh)
         feeder = Feeder(self.stream, unit, self.offset, self._put, share)
         latest: list[Any] = [-1, None]
 

@@ -22,6 +22,7 @@ from langevin_ppl.checkpoints.files import (
 from langevin_ppl.checkpoints.fingerprint import difference, fingerprint
 from langevin_ppl.checkpoints.job import Job, read_job, written_job
 from langevin_ppl.checkpoints.stage import Stage, filled
+from langevin_ppl.devices import known_to_all, to_host
 
 __all__ = ["EVERY", "Folder", "create", "reopen"]
 
@@ -65,9 +66,9 @@ class Folder:
         """Keep other processes out."""
         self._lock = lock(self.path)
 
-    def stage(self, name: str) -> Stage:
-        """Keeper of a loop."""
-        self._stages.append(Stage(self.path / name, self.every, self.holds_outputs))
+    def stage(self, name: str, share: tuple[int, int] = (0, 1)) -> Stage:
+        """Keeper of a loop, whose outputs have all chains or a share of them."""
+        self._stages.append(Stage(self.path / name, self.every, self.holds_outputs, share))
         return self._stages[-1]
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -79,12 +80,15 @@ class Folder:
             Can be traced by JAX, so that its structure is known without running it.
         """
         files = self.path / f"{name}.json", self.path / f"{name}.npz"
+        found: dict[str, Any] = {}
         if files[0].exists():
             try:
-                return filled(jax.eval_shape(compute), read(*files)[1], self.path)
+                found = read(*files)[1]
             except Damaged as fault:
                 warn(f"checkpoint: {fault}; '{name}' is computed anew.")
-        result = compute()
+        if known_to_all([1] if found else [], 1):
+            return filled(jax.eval_shape(compute), found, self.path)
+        result = to_host(compute())
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(result))}
         self._try(files, as_stored({}, leaves))
         return result
@@ -121,6 +125,8 @@ def _checked(path: Any, every: Any) -> tuple[Path, float]:
     if not (isinstance(every, int) and every == 0):
         check_number("every", every, above=0.0)
     folder = Path(path).expanduser()
+    if jax.process_count() > 1:  # each process has its part, on a disk of its own or a common one
+        folder = folder / f"host-{jax.process_index()}"
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"checkpoint: expected a folder, and {folder} is a file.")
     return folder, float(every)

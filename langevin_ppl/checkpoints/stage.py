@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from langevin_ppl.checkpoints.files import (
     CheckpointError,
@@ -27,6 +28,7 @@ from langevin_ppl.checkpoints.files import (
     warn,
     write,
 )
+from langevin_ppl.devices import first_says, from_own_part, known_to_all, own_part
 from langevin_ppl.loop import Kept
 
 __all__ = ["Stage", "filled"]
@@ -49,12 +51,22 @@ class Stage:
         Seconds between two states.
     holds_outputs
         Whether outputs stay on disk alone.
+    share
+        ``(number, count)``: which share of the chains is written here; the others are by other
+        processes.
     """
 
-    def __init__(self, folder: Path, every: float, holds_outputs: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        every: float,
+        holds_outputs: bool = False,
+        share: tuple[int, int] = (0, 1),
+    ):
         self.folder = folder
         self.every = every
         self.holds_outputs = holds_outputs
+        self.share = share
         self._number = 0
         self._segments: list[dict[str, Any]] = []
         self._forms: list[dict[str, Any]] = []
@@ -66,7 +78,7 @@ class Stage:
         self._writing: tuple[Future[dict[str, Any]], list[list[np.ndarray]]] | None = None
 
     def restore(self, carry: Any) -> Kept | None:
-        """Read the newest state that is whole.
+        """Read the newest state that is whole; of several processes, the newest that all have.
 
         Raises
         ------
@@ -75,38 +87,61 @@ class Stage:
         """
         numbers = sorted((int(p.stem) for p in self.folder.glob("[0-9]*.json")), reverse=True)
         self._number = numbers[0] if numbers else 0
+        whole: dict[int, _State] = {}
         faults = []
         for number in numbers:
             try:
-                kept = self._restored(number, carry)
+                state = self._read(number)
             except Damaged as fault:
                 faults.append(str(fault))
                 continue
+            whole[state.record["done"]] = state
+            if jax.process_count() == 1:
+                break
+        shared = known_to_all(list(whole), STATES + 1)
+        if not shared:
             if faults:
-                warn(f"checkpoint: {faults[0]}; going on from the state after {kept.done} steps.")
-            return kept
-        self._segments, self._forms, self._structure = [], [], None
+                warn(f"checkpoint: {faults[0]}; '{self.folder.name}' begins anew.")
+            return None
+        done = max(shared)
         if faults:
-            warn(f"checkpoint: {faults[0]}; '{self.folder.name}' begins anew.")
-        return None
+            warn(f"checkpoint: {faults[0]}; going on from the state after {done} steps.")
+        return self._go_on(whole[done], carry)
 
-    def _restored(self, number: int, carry: Any) -> Kept:
+    def _read(self, number: int) -> "_State":
         record, arrays = read(*self._state_files(number))
+        for place in range(len(record["outputs"])):
+            self._verify(place, record)
+        return _State(record, arrays)
+
+    def _go_on(self, state: "_State", carry: Any) -> Kept:
+        record, arrays = state
         self._segments, self._forms = record["segments"], record["outputs"]
         self._structure = record["structure"]
-        for place in range(len(self._forms)):
-            self._verify(place)
+        outputs = self._of_all(self.outputs())
         kept = Kept(
-            filled(carry, arrays, self.folder), record["done"], self.outputs(), record["next_look"]
+            filled(carry, arrays, self.folder), record["done"], outputs, record["next_look"]
         )
         for place, path in enumerate(self._output_files()):
             with path.open("r+b") as file:  # what was written after this state
                 file.truncate(self._rows() * self._row_bytes(place))
         return kept
 
+    def _of_all(self, outputs: Any) -> Any:
+        """Outputs of the chains of all processes, ``[step, chain, ...]``, from those of each."""
+        number, count = self.share
+        if count == 1 or outputs is None:
+            return outputs
+        gathered = process_allgather(jax.tree.map(np.asarray, (np.asarray(number), outputs)))
+        owners = {int(owner): process for process, owner in enumerate(gathered[0])}
+        processes = [owners[part] for part in range(count)]
+        return jax.tree.map(
+            lambda parts: np.concatenate([parts[p] for p in processes], axis=1), gathered[1]
+        )
+
     def take(self, rows: Any) -> None:
         """Take the outputs of a chunk."""
-        leaves = jax.tree.leaves(rows)
+        leaves = [self._own(leaf) for leaf in jax.tree.leaves(rows)]
         if self._structure is None:
             self._structure = _structure(rows)
             self._forms = [
@@ -115,12 +150,18 @@ class Stage:
         # Copies: the rows are views of the buffers of a whole chunk.
         self._waiting.append([np.array(leaf) for leaf in leaves])
 
+    def _own(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the chains of this process, ``[step, chain, ...]``."""
+        number, count = self.share
+        width = rows.shape[1] // count if count > 1 else 0
+        return rows[:, number * width : (number + 1) * width] if count > 1 else rows
+
     def keep(self, carry: Any, done: int, next_look: int) -> None:
         """Take the carry, and begin to write where it is time, or many draws are waiting."""
         self._latest = (carry, done, next_look)
         due = time.monotonic() - self._begun >= self.every
         bytes_waiting = sum(leaf.nbytes for rows in self._waiting for leaf in rows)
-        if due or bytes_waiting >= WAITING_BYTES:
+        if first_says(due or bytes_waiting >= WAITING_BYTES):
             self._begin_to_write()
 
     def finish(self) -> None:
@@ -157,13 +198,15 @@ class Stage:
 
         Not in this thread: the loop would wait for the disk.
         """
-        if self._latest is None or (self._writing and not self._writing[0].done()):
+        busy = self._writing is not None and not self._writing[0].done()
+        # Several processes wait, because they have to write the same states.
+        if self._latest is None or (busy and jax.process_count() == 1):
             return
         self._end_writing()
         carry, done, next_look = self._latest
         rows, self._waiting, self._latest = self._waiting, [], None
         self._begun = time.monotonic()
-        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(carry))}
+        leaves = {str(i): own_part(leaf) for i, leaf in enumerate(jax.tree.leaves(carry))}
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="langevin_ppl-checkpoint")
         record = {"done": done, "next_look": next_look, "structure": self._structure}
@@ -217,12 +260,12 @@ class Stage:
             old.unlink(missing_ok=True)
         return record
 
-    def _verify(self, place: int) -> None:
-        path = self._output_files()[place]
-        size = self._row_bytes(place)
+    def _verify(self, place: int, record: dict[str, Any]) -> None:
+        path = self.folder / f"output-{place}"
+        size = _bytes_of(record["outputs"][place])
         try:
             with path.open("rb") as file:
-                for segment in self._segments:
+                for segment in record["segments"]:
                     content = file.read(segment["rows"] * size)
                     if zlib.crc32(content) != segment["checksums"][place]:
                         raise Damaged(f"{path} is not what was written")
@@ -233,14 +276,25 @@ class Stage:
         return sum(segment["rows"] for segment in self._segments)
 
     def _row_bytes(self, place: int) -> int:
-        form = self._forms[place]
-        return int(np.prod(form["shape"], dtype=int)) * _plain(form["dtype"]).itemsize
+        return _bytes_of(self._forms[place])
 
     def _output_files(self) -> list[Path]:
         return [self.folder / f"output-{place}" for place in range(len(self._forms))]
 
     def _state_files(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"{number}.json", self.folder / f"{number}.npz"
+
+
+class _State(NamedTuple):
+    """What is in the files of a state."""
+
+    record: dict[str, Any]
+    arrays: dict[str, Any]
+
+
+def _bytes_of(form: dict[str, Any]) -> int:
+    """Bytes of a row."""
+    return int(np.prod(form["shape"], dtype=int)) * _plain(form["dtype"]).itemsize
 
 
 def _plain(dtype: str) -> np.dtype:
@@ -274,14 +328,12 @@ def filled(template: Any, arrays: dict[str, Any], where: Path) -> Any:
     """
     leaves, treedef = jax.tree.flatten(template)
     got = [arrays[str(i)] for i in range(len(arrays))]
-    expected = [(tuple(jnp.shape(leaf)), str(leaf.dtype)) for leaf in leaves]
+    expected = [(tuple(jnp.shape(own_part(leaf))), str(leaf.dtype)) for leaf in leaves]
     found = [(tuple(jnp.shape(leaf)), str(leaf.dtype)) for leaf in got]
     if expected != found:
         raise CheckpointError(
             f"checkpoint: the state in {where} has arrays {found}, and this run one of {expected}. "
             "Pass the kernel, gradient and number of chains that the run was made with."
         )
-    placed = [
-        jax.device_put(g, getattr(t, "sharding", None)) for g, t in zip(got, leaves, strict=True)
-    ]
+    placed = [from_own_part(new, old) for new, old in zip(got, leaves, strict=True)]
     return jax.tree.unflatten(treedef, placed)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import Estimate, Position, Rows
-from langevin_ppl.devices import DATA, place, place_batches, share_of_rows, to_host
+from langevin_ppl.devices import DATA, place, place_batches, share_of, to_host
 from langevin_ppl.gradients.minibatch import value_and_grad
 from langevin_ppl.gradients.rows import Reader
 from langevin_ppl.streams import Gathered
@@ -60,7 +60,7 @@ def _blocks(target: Any, reader: Reader) -> Iterator[dict[str, Rows]]:
     devices = 1 if mesh is None else mesh.shape.get(DATA, 1)
     number = min(PASS_ROWS, stream.num_rows) // devices * devices
     count = -(-stream.num_rows // number)
-    for block in stream.passes(number, share_of_rows(mesh)):
+    for block in stream.passes(number, share_of(DATA, mesh)):
         valid = np.arange(len(block.indices)) < block.valid
         weights = np.where(valid, float(count), 0.0).astype(jnp.result_type(float))
         read = place_batches((block.indices, block.columns, weights), mesh, axis=0)

@@ -106,7 +106,7 @@ def settle_on_stream(request: Any, reader: Reader, start: Array, factor: Array) 
         return estimate.logdensity, layout.ravel(estimate.gradient)
 
     if factor.ndim == 2:
-        keeper = request.keeper("mode")
+        keeper = request.keeper("mode", chains=False)
         peak = climb_on_host(
             value_and_grad, start, factor, keeper=keeper, progress=request.progress
         )

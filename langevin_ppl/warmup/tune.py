@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from langevin_ppl import run
 from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey
 from langevin_ppl.compilation import ahead
-from langevin_ppl.devices import CHAIN, place, to_host
+from langevin_ppl.devices import CHAIN, place, share_of, to_host
 from langevin_ppl.kernels import Kernel
 from langevin_ppl.supply import Supply
 from langevin_ppl.targets.leaves import Static
@@ -107,9 +107,11 @@ class Request(NamedTuple):
     folder: Any = None
     mesh: Mesh | None = None
 
-    def keeper(self, stage: str) -> Any:
-        """Keeper of a loop, or None where the run is not kept."""
-        return None if self.folder is None else self.folder.stage(stage)
+    def keeper(self, stage: str, chains: bool = True) -> Any:
+        """Keeper of a loop, over chains or not, or None where the run is not kept."""
+        if self.folder is None:
+            return None
+        return self.folder.stage(stage, share_of(CHAIN, self.mesh) if chains else (0, 1))
 
 
 class Tuned(NamedTuple):
