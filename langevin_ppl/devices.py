@@ -130,8 +130,11 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     # A device_put would send all of it to every process, to see that they agree.
     host = np.asarray(leaf)
-    host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    dtype = jax.dtypes.canonicalize_dtype(host.dtype)
+    # Piece by piece, because it may be a file that is larger than the memory.
+    return jax.make_array_from_callback(
+        host.shape, sharding, lambda index: host[index].astype(dtype, copy=False)
+    )
 
 
 def place_data(target: Any, mesh: Mesh | None) -> Any:
@@ -195,7 +198,7 @@ def data_mesh_of(arrays: Any) -> Mesh | None:
         if not isinstance(array, jax.Array) or isinstance(array, Tracer):
             continue
         sharding = array.sharding
-        if isinstance(sharding, NamedSharding) and sharding.spec[:1] == (DATA,):
+        if isinstance(sharding, NamedSharding) and tuple(sharding.spec)[:1] == (DATA,):
             return sharding.mesh if sharding.mesh.shape[DATA] > 1 else None  # pyright: ignore[reportReturnType]
     return None
 

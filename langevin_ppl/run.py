@@ -1,4 +1,4 @@
-"""Chains and devices: from a log density, a kernel and states to `Draws`.
+"""Chains: from a log density, a kernel and states to `Draws`.
 
 Everything here works on flat positions ``[chain, dimension]`` and takes kernels of this library
 and of BlackJAX alike. Algorithms are built inside the compiled program from the log density that

@@ -19,6 +19,7 @@ PAGES = [
     "docs/minibatches.md",
     "docs/streams.md",
     "docs/checkpoints.md",
+    "docs/devices.md",
     "docs/blackjax.md",
     "docs/adding_a_kernel.md",
 ]

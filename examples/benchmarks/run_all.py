@@ -160,6 +160,11 @@ temperatures below 1. What is compared are predictions, because the weights of n
 
 A hierarchical logistic regression whose scales are latent: no Gaussian at a mode will do, and a
 gradient of all rows is slow. What minibatches reach, and when, beside NUTS for a minute.""",
+    "devices": """## Several devices, several processes
+
+Chains or rows of data spread over two CPU devices of one process, and over two processes that talk
+by Gloo, beside one device. One device of JAX's CPU backend uses all cores of its process, so it
+stands here with one core and with two.""",
 }
 
 
