@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from langevin_ppl.approximation import laplace
-    from langevin_ppl.base import ConvergenceWarning, DivergenceWarning
+    from langevin_ppl.base import CheckpointWarning, ConvergenceWarning, DivergenceWarning
+    from langevin_ppl.checkpoints import CheckpointError
     from langevin_ppl.compilation import cache
     from langevin_ppl.convergence import converged
     from langevin_ppl.gradients import control_variates, exact, minibatch, svrg
@@ -48,10 +49,13 @@ if TYPE_CHECKING:
         ubu,
         ula,
     )
-    from langevin_ppl.sampling import sample
+    from langevin_ppl.sampling import resume, sample
+    from langevin_ppl.streams import StreamError, stream
     from langevin_ppl.targets import density, target
 
 _HOME = {
+    "CheckpointError": "checkpoints",
+    "CheckpointWarning": "base",
     "ConvergenceWarning": "base",
     "DivergenceWarning": "base",
     "amagold": "kernels",
@@ -77,6 +81,7 @@ _HOME = {
     "parallel_tempering": "kernels",
     "psgld": "kernels",
     "replica_exchange": "kernels",
+    "resume": "sampling",
     "sample": "sampling",
     "sghmc": "kernels",
     "sgld": "kernels",
@@ -84,6 +89,8 @@ _HOME = {
     "sgnht": "kernels",
     "split_ghmc": "kernels",
     "splitting": "kernels",
+    "StreamError": "streams",
+    "stream": "streams",
     "stula": "kernels",
     "svrg": "gradients",
     "target": "targets",
@@ -102,8 +109,11 @@ _HOME = {
 _ROOMS = ("diagnostics", "infer")
 
 __all__ = [
+    "CheckpointError",
+    "CheckpointWarning",
     "ConvergenceWarning",
     "DivergenceWarning",
+    "StreamError",
     "amagold",
     "annealed",
     "badodab",
@@ -127,6 +137,7 @@ __all__ = [
     "parallel_tempering",
     "psgld",
     "replica_exchange",
+    "resume",
     "sample",
     "sghmc",
     "sgld",
@@ -134,6 +145,7 @@ __all__ = [
     "sgnht",
     "split_ghmc",
     "splitting",
+    "stream",
     "stula",
     "svrg",
     "target",

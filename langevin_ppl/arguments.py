@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ __all__ = [
     "check_key",
     "check_labels",
     "check_parameters",
+    "check_store",
     "check_target",
     "check_tuning",
     "earlier_parameters",
@@ -235,7 +237,32 @@ def check_groups(groups: Any, target: Any, num_warmup: int) -> None:
         raise ValueError(
             f"groups: {', '.join(sorted(asked))} needs a model, and this target is a density."
         )
+    if asked and target.stream is not None:
+        raise ValueError(
+            f"groups: {', '.join(sorted(asked))} needs all rows of the data in memory, and those "
+            "of a stream are not. Compute it by a target of the rows that you want: "
+            "langevin_ppl.target(model, X[:1000], y[:1000]).predict(key, samples)."
+        )
     if "prior" in groups:
         jax.eval_shape(lambda key: target.predict_prior(key, 1), jax.random.key(0))
     if "warmup_posterior" in groups and num_warmup == 0:
         raise ValueError("groups: warmup_posterior needs a warm-up, and num_warmup is 0.")
+
+
+def check_store(store: Any, checkpoint: Any, groups: Any) -> None:
+    """Refuse a store without the checkpoint that its draws wait in, or with groups of all draws."""
+    if store is None:
+        return
+    if checkpoint is None:
+        raise ValueError(
+            "store: draws wait in the checkpoint until the run ends; pass checkpoint= as well."
+        )
+    if groups:
+        raise ValueError(
+            f"store: {', '.join(sorted(groups))} would hold all draws in memory. Compute it from "
+            "the store afterwards, or leave store out."
+        )
+    if jax.process_count() > 1:
+        raise ValueError("store: expected one process; several have their draws in memory.")
+    if Path(store).expanduser().exists():
+        raise ValueError(f"store: {store} exists; use another path, or remove it.")

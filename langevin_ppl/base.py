@@ -35,6 +35,7 @@ __all__ = [
     "Array",
     "ArrayLike",
     "BiasWarning",
+    "CheckpointWarning",
     "ConvergenceWarning",
     "DivergenceWarning",
     "Draws",
@@ -186,6 +187,11 @@ class Target(Protocol):
         """Subsampled plates by name: what minibatch estimators read batches of."""
         ...
 
+    @property
+    def stream(self) -> Any:
+        """Stream that the rows of its plate are read from; None where all data are in memory."""
+        ...
+
     def init_position(self, rng_key: PRNGKey) -> Position:
         """One starting position with a finite log density and gradient."""
         ...
@@ -230,6 +236,10 @@ class DivergenceWarning(UserWarning):
 
 class BiasWarning(UserWarning):
     """Draws are biased by more than a tenth of a posterior sd, or their spread is inflated."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint could not be written or read whole; the run goes on."""
 
 
 class ConvergenceWarning(UserWarning):

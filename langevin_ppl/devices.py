@@ -5,24 +5,29 @@ given is placed, and XLA's partitioner does the rest, sums over the devices' row
 holds for the devices of several processes, each of which runs the same script.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.experimental.multihost_utils import process_allgather
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 __all__ = [
     "CHAIN",
     "DATA",
     "data_mesh_of",
+    "first_says",
+    "from_own_part",
+    "known_to_all",
     "mesh_for",
+    "own_part",
     "place",
     "place_batches",
     "place_data",
-    "share_of_rows",
+    "share_of",
     "to_host",
 ]
 
@@ -142,7 +147,7 @@ def place_data(target: Any, mesh: Mesh | None) -> Any:
     Parameters
     ----------
     target
-        With ``data``, ``with_data`` and ``plates``.
+        With ``data``, ``with_data``, ``plates`` and ``stream``, whose rows are spread as they come.
 
     Raises
     ------
@@ -153,6 +158,13 @@ def place_data(target: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return target
     shares = mesh.shape.get(DATA, 1)
+    if target.stream is not None:
+        if target.stream.batch_size % shares:
+            raise ValueError(
+                f"mesh: its axis 'data' has {shares} devices, which do not divide the stream's "
+                f"batch_size={target.stream.batch_size}. Take a multiple of {shares}."
+            )
+        return target.with_data(place(target.data, mesh)).read_onto(mesh)
     if shares == 1:
         return target.with_data(place(target.data, mesh))
     lengths = {plate.size for plate in target.plates.values()}
@@ -201,36 +213,41 @@ def to_host(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(gathered, tree))
 
 
-def share_of_rows(mesh: Mesh | None) -> tuple[int, int]:
-    """Which share of the rows of a batch the devices of this process hold.
+def share_of(axis: str, mesh: Mesh | None) -> tuple[int, int]:
+    """Which share of what is spread over an axis the devices of this process hold.
+
+    Parameters
+    ----------
+    axis
+        ``"chain"``, or ``"data"`` for the rows of a batch.
 
     Returns
     -------
     number, count
         This process holds the share ``number`` of ``count`` equal ones: ``(0, 1)`` if it holds all
-        of them. Processes along the axis ``chain`` hold the same rows.
+        of them. Processes along the other axis hold the same.
 
     Raises
     ------
     ValueError
-        If the devices of a process do not hold neighbouring rows.
+        If the devices of a process do not hold neighbouring rows or chains.
     """
-    if mesh is None or DATA not in mesh.axis_names:
+    if mesh is None or axis not in mesh.axis_names:
         return 0, 1
-    axis = mesh.axis_names.index(DATA)
+    along = mesh.axis_names.index(axis)
     places = {
-        place[axis]
+        place[along]
         for place, device in np.ndenumerate(mesh.devices)
         if device.process_index == jax.process_index()
     }
-    first, own, all_places = min(places), len(places), mesh.shape[DATA]
+    first, own, all_places = min(places), len(places), mesh.shape[axis]
     if max(places) - first + 1 != own or first % own or all_places % own:
         raise ValueError(
             f"mesh: expected the devices of process {jax.process_index()} side by side along the "
-            f"axis 'data', got them at {sorted(places)} of {all_places}. Order the devices by "
+            f"axis '{axis}', got them at {sorted(places)} of {all_places}. Order the devices by "
             "process, as jax.devices() does."
         )
-    return first // own, all_places // own
+    return int(first // own), int(all_places // own)
 
 
 def place_batches(local: Any, mesh: Mesh | None, axis: int = 1) -> Any:
@@ -240,7 +257,7 @@ def place_batches(local: Any, mesh: Mesh | None, axis: int = 1) -> Any:
     ----------
     local
         Pytree of arrays; rows are along ``axis``, and this process has the share of them that
-        `share_of_rows` names.
+        `share_of` names.
     mesh
         The mesh; with None the arrays are returned as they are.
     axis
@@ -257,3 +274,39 @@ def place_batches(local: Any, mesh: Mesh | None, axis: int = 1) -> Any:
     return jax.tree.map(
         lambda part: jax.make_array_from_process_local_data(sharding, np.asarray(part)), local
     )
+
+
+def own_part(leaf: Any) -> Any:
+    """Get the part of an array that the devices of this process hold: neighbouring rows."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return leaf
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    parts = {shard.index[0].start or 0: np.asarray(shard.data) for shard in leaf.addressable_shards}
+    return np.concatenate([parts[start] for start in sorted(parts)])
+
+
+def from_own_part(part: Any, like: Any) -> Any:
+    """Make an array, spread like another one, from the part of it that `own_part` gives."""
+    if not isinstance(like, jax.Array):
+        return part
+    if like.is_fully_addressable:
+        return jax.device_put(part, like.sharding)
+    return jax.make_array_from_process_local_data(like.sharding, np.asarray(part), like.shape)
+
+
+def first_says(flag: bool) -> bool:
+    """What the first process says, so that all do the same."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(broadcast_one_to_all(np.asarray(flag)))
+
+
+def known_to_all(numbers: Sequence[int], most: int) -> list[int]:
+    """Those of at most ``most`` numbers that every process has."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    mine = np.full(most, -1)
+    mine[: len(numbers)] = numbers
+    rows = np.asarray(process_allgather(mine)).tolist()
+    return [number for number in numbers if all(number in row for row in rows)]

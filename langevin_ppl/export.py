@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +20,10 @@ __all__ = [
     "PARAMETERS_GROUP",
     "POSITION_GROUP",
     "collect_groups",
+    "examined",
     "safe_name",
     "to_datatree",
+    "to_zarr",
     "variables",
 ]
 
@@ -29,6 +32,12 @@ POSITION_GROUP = "sampler_position"
 
 BLOCK = 512
 """Draws of each chain that are constrained at a time."""
+
+STORED = 16 * BLOCK
+"""Draws of each chain that are written to a store at a time, and lie in one of its chunks."""
+
+EXAMINED = 10_000
+"""Most draws of each chain that are held in memory to judge a run whose draws are in a store."""
 
 LIBRARY = {
     "inference_library": "langevin_ppl",
@@ -69,24 +78,31 @@ def collect_groups(
         unconstrained end of every chain.
     """
     layout = Layout.of(target.prototype)
-    unconstrained = _unconstrained(layout, draws.positions)
     stats = dict(draws.stats)
     if step_size is not None:
         column = np.asarray(to_host(step_size)).reshape(-1, 1)
         stats["step_size"] = np.broadcast_to(column, stats["diverging"].shape)
     out: dict[str, Mapping[str, Any]] = {"posterior": posterior, "sample_stats": stats}
     if "unconstrained_posterior" in groups:
-        out["unconstrained_posterior"] = unconstrained
+        out["unconstrained_posterior"] = _unconstrained(layout, draws.positions)
     if "warmup_posterior" in groups and warmup is not None:
         out["warmup_posterior"] = variables(target, layout, warmup.positions)
         out["warmup_sample_stats"] = warmup.stats
     if isinstance(target, ModelTarget):
         out |= _model_groups(rng_key, target, posterior, groups, draws.positions.shape[1])
-    out["last_position"] = {name: value[:, -1] for name, value in unconstrained.items()}
     return {
-        group: {safe_name(name): value for name, value in to_host(dict(variables)).items()}
-        for group, variables in out.items()
+        **{group: _named(variables) for group, variables in out.items()},
+        "last_position": _last_position(layout, draws.positions),
     }
+
+
+def _named(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Variables on the host, under their names in a DataTree."""
+    return {safe_name(name): value for name, value in to_host(dict(variables)).items()}
+
+
+def _last_position(layout: Layout, positions: np.ndarray) -> dict[str, np.ndarray]:
+    return _named(_unconstrained(layout, np.array(positions[:, -1])))
 
 
 def _position(layout: Layout, positions: np.ndarray) -> Any:
@@ -207,6 +223,64 @@ def to_datatree(
     tree[POSITION_GROUP] = xr.DataTree(_dataset(last_position, set(last_position)))
     tree.attrs = plain
     return tree
+
+
+def examined(draws: Draws) -> np.ndarray:
+    """Evenly spaced positions of a long run, ``[chain, draw, dimension]``, in memory."""
+    stride = -(-draws.positions.shape[1] // EXAMINED)
+    return np.array(draws.positions[:, ::stride])
+
+
+def to_zarr(path: Any, target: Any, draws: Draws, step_size: Any, **presented: Any) -> xr.DataTree:
+    """Write a DataTree block by block, and open it: draws are read when they are used.
+
+    Parameters
+    ----------
+    path
+        Folder that does not exist yet.
+    target, draws, step_size
+        As in `collect_groups`.
+    **presented
+        As in `to_datatree`.
+    """
+    layout, number = Layout.of(target.prototype), draws.positions.shape[1]
+    path = Path(path).expanduser()
+    for start in range(0, number, STORED):
+        block = slice(start, min(start + STORED, number))
+        part = Draws(
+            draws.positions[:, block],
+            {name: values[:, block] for name, values in draws.stats.items()},
+            draws.final_state,
+            draws.complete,
+        )
+        posterior = variables(target, layout, part.positions)
+        groups = collect_groups(jax.random.key(0), target, part, posterior, None, (), step_size)
+        groups["last_position"] = _last_position(layout, draws.positions)
+        tree = to_datatree(groups, **presented)
+        grown = [name for name, node in tree.children.items() if "draw" in node.dims]
+        numbers = np.arange(block.start, block.stop)
+        for name in grown:
+            dataset = tree[name].to_dataset().assign_coords(draw=numbers)
+            if start:
+                dataset.to_zarr(path, group=name, append_dim="draw", consolidated=False)
+            else:
+                tree[name] = xr.DataTree(dataset)
+        if start == 0:
+            tree.to_zarr(path, consolidated=False, encoding=_chunked(tree, grown, number))
+    return xr.open_datatree(path, engine="zarr", consolidated=False)
+
+
+def _chunked(tree: xr.DataTree, grown: Sequence[str], number: int) -> dict[str, Any]:
+    """Chunks of a store's arrays: all chains, and a block of draws."""
+    encoding = {}
+    for group in grown:
+        sizes = {
+            name: tuple(min(STORED, number) if d == "draw" else n for d, n in v.sizes.items())
+            for name, v in tree[group].variables.items()
+            if "draw" in v.dims
+        }
+        encoding[f"/{group}"] = {str(name): {"chunks": chunks} for name, chunks in sizes.items()}
+    return encoding
 
 
 def _fitting(

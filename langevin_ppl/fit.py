@@ -1,15 +1,17 @@
-"""The only optimiser loop."""
+"""The only optimiser loops: inside a compiled program, and on the host by the stepping loop."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from langevin_ppl.base import Array
+from langevin_ppl.loop import Keeper, Look, drive
 
-__all__ = ["Minimum", "Peak", "climb", "minimize"]
+__all__ = ["Minimum", "Peak", "climb", "climb_on_host", "minimize"]
 
 
 class Minimum(NamedTuple):
@@ -128,6 +130,62 @@ class Peak(NamedTuple):
     num_evaluations: Array
 
 
+class Climb(NamedTuple):
+    """A climb under way.
+
+    Attributes
+    ----------
+    peak
+        The highest point so far.
+    length
+        Share of the next Newton step that is taken.
+    renewed
+        Whether the frame is final.
+    """
+
+    peak: Peak
+    length: Array
+    renewed: Array
+
+    @classmethod
+    def begin(
+        cls, start: Array, value: Array, gradient: Array, factor: Array, renewed: bool
+    ) -> "Climb":
+        """Climb at its start, where value and gradient are known."""
+        decrement = _decrement(factor, gradient)
+        flat = jnp.asarray(False)
+        peak = Peak(start, value, gradient, factor, decrement, flat, jnp.asarray(1))
+        return cls(peak, jnp.ones((), start.dtype), jnp.asarray(renewed))
+
+    def ahead(self) -> Array:
+        """Position at the end of the next step."""
+        peak = self.peak
+        return peak.position + self.length * (peak.factor @ (peak.factor.T @ peak.gradient))
+
+    def moved(self, position: Array, value: Array, gradient: Array) -> "Climb":
+        """Go there, or stay and take a shorter step."""
+        old = self.peak
+        decrement = _decrement(old.factor, gradient)
+        # Near the peak the value no longer tells, for rounding; the gradient does.
+        better = (value > old.value) | (decrement < old.decrement)
+        better &= jnp.isfinite(value) & jnp.isfinite(decrement)
+        new = old._replace(position=position, value=value, gradient=gradient, decrement=decrement)
+        new = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, old)
+        new = new._replace(num_evaluations=old.num_evaluations + 1)
+        length = jnp.where(better, jnp.minimum(1.0, 2.0 * self.length), 0.25 * self.length)
+        return self._replace(peak=new, length=length.astype(self.length.dtype))
+
+    @property
+    def ended(self) -> Array:
+        """Whether it is at the top, or lost."""
+        peak = self.peak
+        return (self.renewed & (peak.decrement < STILL)) | ~jnp.isfinite(peak.decrement)
+
+
+def _decrement(factor: Array, gradient: Array) -> Array:
+    return jnp.sum(jnp.square(factor.T @ gradient))
+
+
 def climb(
     value_and_grad: Callable[[Array], tuple[Array, Array]],
     curvature: Callable[[Array], tuple[Array, Array]],
@@ -155,47 +213,82 @@ def climb(
         Most steps.
     """
 
-    def decrement_of(factor: Array, gradient: Array) -> Array:
-        return jnp.sum(jnp.square(factor.T @ gradient))
+    def again(carry: Climb) -> Array:
+        return ~carry.ended & (carry.peak.num_evaluations < max_steps)
 
-    def again(carry: tuple[Peak, Array, Array]) -> Array:
-        peak, _, renewed = carry
-        done = renewed & (peak.decrement < STILL)
-        return ~done & (peak.num_evaluations < max_steps) & jnp.isfinite(peak.decrement)
-
-    def body(carry: tuple[Peak, Array, Array]) -> tuple[Peak, Array, Array]:
-        old, length, renewed = carry
-        position = old.position + length * (old.factor @ (old.factor.T @ old.gradient))
-        value, gradient = value_and_grad(position)
-        decrement = decrement_of(old.factor, gradient)
-        # Near the peak the value no longer tells, for rounding; the gradient does.
-        better = (value > old.value) | (decrement < old.decrement)
-        better &= jnp.isfinite(value) & jnp.isfinite(decrement)
-        moved = old._replace(position=position, value=value, gradient=gradient, decrement=decrement)
-        new = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, old)
-        new = new._replace(num_evaluations=old.num_evaluations + 1)
-        length = jnp.where(better, jnp.minimum(1.0, 2.0 * length), 0.25 * length)
-        due = ~renewed & ((new.decrement < NEAR) | (new.num_evaluations == max_steps // 2))
+    def body(carry: Climb) -> Climb:
+        position = carry.ahead()
+        new = carry.moved(position, *value_and_grad(position))
+        peak = new.peak
+        due = (peak.decrement < NEAR) | (peak.num_evaluations == max_steps // 2)
+        due &= ~carry.renewed
 
         def renew() -> tuple[Array, Array]:
-            measured, curved = curvature(new.position)
-            return jnp.where(curved, measured, new.factor), curved
+            measured, curved = curvature(peak.position)
+            return jnp.where(curved, measured, peak.factor), curved
 
-        measured, curved = jax.lax.cond(due, renew, lambda: (new.factor, new.curved))
-        new = new._replace(
-            factor=measured, curved=curved, decrement=decrement_of(measured, new.gradient)
+        measured, curved = jax.lax.cond(due, renew, lambda: (peak.factor, peak.curved))
+        peak = peak._replace(
+            factor=measured, curved=curved, decrement=_decrement(measured, peak.gradient)
         )
-        return new, jnp.where(due, 1.0, length).astype(length.dtype), renewed | due
+        length = jnp.where(due, 1.0, new.length).astype(new.length.dtype)
+        return Climb(peak, length, carry.renewed | due)
 
-    value, gradient = value_and_grad(start)
-    first = Peak(
-        start,
-        value,
-        gradient,
-        factor,
-        decrement_of(factor, gradient),
-        jnp.asarray(False),
-        jnp.asarray(1),
+    first = Climb.begin(start, *value_and_grad(start), factor, False)
+    return jax.lax.while_loop(again, body, first).peak
+
+
+def climb_on_host(
+    value_and_grad: Callable[[Array], tuple[Array, Array]],
+    start: Array,
+    factor: Array,
+    *,
+    max_steps: int = 30,
+    keeper: Keeper | None = None,
+    progress: bool = False,
+) -> Peak:
+    """Maximise as `climb` does a function that is not traced: that reads its data from disk.
+
+    The frame is kept as it is.
+
+    Parameters
+    ----------
+    value_and_grad, start, factor
+        As in `climb`; the first one is called with concrete arrays.
+    max_steps
+        Most evaluations.
+    keeper, progress
+        As in `langevin_ppl.loop.drive`: no evaluation is made again that another process made.
+    """
+
+    def step(carry: Climb, index: int, count: int) -> tuple[Climb, np.ndarray]:
+        position = start if index == 0 else _ahead(carry)
+        value, gradient = value_and_grad(position)
+        if index == 0:
+            carry = Climb.begin(start, value, gradient, factor, True)
+        else:
+            carry = _moved(carry, position, value, gradient)
+        return carry, np.asarray(carry.ended)[None]
+
+    def monitor(outputs: np.ndarray, done: int) -> Look:
+        return Look(bool(outputs[-1]), done + 1, max_steps, f"{done} passes")
+
+    unknown = jnp.zeros((), start.dtype)
+    carry = Climb.begin(start, unknown, jnp.zeros_like(start), factor, True)
+    outcome = drive(
+        step,
+        carry,
+        max_steps,
+        1,
+        monitor=monitor,
+        first_look=1,
+        keeper=keeper,
+        progress=progress,
+        label="mode",
     )
-    one = jnp.ones((), start.dtype)
-    return jax.lax.while_loop(again, body, (first, one, jnp.asarray(False)))[0]
+    if not outcome.complete:
+        raise KeyboardInterrupt("interrupted while looking for a mode")
+    return outcome.carry.peak
+
+
+_ahead, _moved = jax.jit(Climb.ahead), jax.jit(Climb.moved)

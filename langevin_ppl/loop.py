@@ -1,16 +1,15 @@
 """The only stepping loop: compiled chunks on the device, decisions between them on the host.
 
-A chunk boundary is where progress is shown, draws move to host memory and Ctrl-C is heard. The
-number of steps of a chunk is an argument of the compiled program, so chunks of any length share
-one compilation, and where they are cut changes no draw, bit for bit.
+A chunk boundary is where progress is shown, draws move to host memory, a checkpoint is written and
+Ctrl-C is heard. The number of steps of a chunk is an argument of the compiled program, so chunks of
+any length share one compilation, and where they are cut changes no draw, bit for bit.
 """
 
-import functools
 import math
 import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,17 @@ from tqdm.auto import tqdm
 from langevin_ppl.base import Array
 from langevin_ppl.devices import to_host
 
-__all__ = ["Look", "Monitor", "Outcome", "capacity_for", "drive", "repeat"]
+__all__ = [
+    "Keeper",
+    "Kept",
+    "Look",
+    "Monitor",
+    "Note",
+    "Outcome",
+    "capacity_for",
+    "drive",
+    "repeat",
+]
 
 CHUNK_SECONDS = 0.5
 """Aimed duration of a chunk: how long Ctrl-C waits and how often progress is shown."""
@@ -35,6 +44,9 @@ MAX_CAPACITY = 4096
 FIRST_CHUNKS = (32, 256)
 """Lengths of the first chunks, before a rate is known (the first one includes compilation)."""
 
+
+NOTE_SECONDS, NOTE_SHARE = 2.0, 0.01
+"""Least time between two notes beside a bar, and most of the time that they may take."""
 
 FIRST_LOOK = 100
 """Step at which a monitor looks first."""
@@ -63,6 +75,10 @@ class Look(NamedTuple):
 
 type Monitor = Callable[[Any, int], Look]
 """``monitor(outputs, done) -> Look``, with the outputs of the ``done`` steps so far."""
+
+
+type Note = Callable[[Any, int], str]
+"""``note(outputs, done)``: text to show beside a bar."""
 
 
 class Outcome(NamedTuple):
@@ -127,6 +143,82 @@ def capacity_for(bytes_per_step: int) -> int:
     return 2 ** int(math.log2(max(1, min(MAX_CAPACITY, CHUNK_BYTES // bytes_per_step))))
 
 
+class Kept(NamedTuple):
+    """What an earlier process left of a loop.
+
+    Attributes
+    ----------
+    carry
+        The carry after the last step that was kept.
+    done
+        Number of steps made.
+    outputs
+        Their outputs, leading axis ``step``.
+    next_look
+        Step at which a monitor looks next.
+    """
+
+    carry: Any
+    done: int
+    outputs: Any
+    next_look: int
+
+
+class Keeper(Protocol):
+    """Keeps a loop on disk, so that another process can go on from there."""
+
+    @property
+    def holds_outputs(self) -> bool:
+        """Whether outputs are left to the keeper, and memory stays flat."""
+        ...
+
+    def restore(self, carry: Any) -> Kept | None:
+        """Give back what was kept, in the structure of ``carry``; None where there is nothing."""
+        ...
+
+    def take(self, rows: Any) -> None:
+        """Take the outputs of a chunk."""
+        ...
+
+    def keep(self, carry: Any, done: int, next_look: int) -> None:
+        """Take the carry after it, and write if it is time."""
+        ...
+
+    def finish(self) -> None:
+        """Write what was taken and not yet written."""
+        ...
+
+    def outputs(self) -> Any:
+        """Outputs of all steps so far, leading axis ``step``."""
+        ...
+
+
+class _Memory:
+    """Outputs in arrays of the length of the whole run."""
+
+    def __init__(self, num_steps: int):
+        self.num_steps = num_steps
+        self.arrays: Any = None
+
+    def add(self, rows: Any, start: int) -> None:
+        """Take the outputs of a chunk, or of all steps that an earlier process made."""
+        if rows is None:
+            return
+        if self.arrays is None:
+            self.arrays = jax.tree.map(
+                lambda r: np.empty((self.num_steps, *r.shape[1:]), r.dtype), rows
+            )
+
+        def store(outputs: np.ndarray, rows: np.ndarray) -> None:
+            outputs[start : start + len(rows)] = rows
+
+        jax.tree.map(store, self.arrays, rows)
+
+    def until(self, done: int) -> Any:
+        """Outputs of the first steps."""
+        return jax.tree.map(lambda rows: rows[:done], self.arrays)
+
+
 def drive(
     program: Callable[[Any, int, int], tuple[Any, Any]],
     carry: Any,
@@ -137,6 +229,9 @@ def drive(
     label: str = "",
     chunk: int | None = None,
     monitor: Monitor | None = None,
+    keeper: Keeper | None = None,
+    note: Note | None = None,
+    first_look: int = FIRST_LOOK,
 ) -> Outcome:
     """Run a compiled program chunk by chunk.
 
@@ -147,7 +242,7 @@ def drive(
     num_steps
         Steps to make in all; with a monitor, at most.
     capacity
-        Longest chunk.
+        Longest chunk. None crosses a multiple of it, at which data may be exchanged.
     progress
         Show a bar (not under ``CI``, and of several processes in the first alone).
     label
@@ -158,54 +253,102 @@ def drive(
     monitor
         Looks at the outputs so far and may stop the run. When it looks depends on the outputs
         alone, never on the clock, so that a run stops at the same step everywhere.
+    keeper
+        Keeps the loop on disk; what it holds already is not run again.
+    note
+        Text for the bar. It is asked for so rarely that it takes a hundredth of the time.
+    first_look
+        Step at which a monitor looks first.
 
     Raises
     ------
     KeyboardInterrupt
         If Ctrl-C came before the first chunk was done.
     """
-    outputs: Any = None
-    look = Look(False, FIRST_LOOK, num_steps, "")
-    done, lengths = 0, list(FIRST_CHUNKS)
-    complete = True
+    memory = _Memory(num_steps)
+    kept = None if keeper is None else keeper.restore(carry)
+    done, next_look, finished = 0, first_look, False
+    if kept is not None:
+        carry, done, next_look = kept.carry, min(kept.done, num_steps), kept.next_look
+        finished = monitor is not None and next_look == done
+    held = keeper is not None and keeper.holds_outputs
+    if kept is not None and not held:
+        memory.add(jax.tree.map(lambda rows: rows[:done], kept.outputs), 0)
+    pace, complete = _Pace(chunk), True
     hidden = not progress or bool(os.environ.get("CI")) or jax.process_index() > 0
-    bar = tqdm(total=num_steps, desc=label, disable=hidden)
-    rate = 0.0
-    with bar:
+    notes = _Notes(None if hidden else note)
+
+    def so_far() -> Any:
+        return keeper.outputs() if keeper is not None and held else memory.until(done)
+
+    with tqdm(total=num_steps, initial=done, desc=label, disable=hidden) as bar:
         try:
-            while done < num_steps and not look.finished:
-                if chunk is not None:
-                    length = chunk
-                elif lengths:
-                    length = lengths.pop(0)
-                elif jax.process_count() > 1:
-                    length = capacity
-                else:
-                    length = math.ceil(rate * CHUNK_SECONDS)
-                end = num_steps if monitor is None else min(look.next_look, num_steps)
-                count = max(1, min(length, capacity, end - done))
+            while done < num_steps and not finished:
+                end = num_steps if monitor is None else min(next_look, num_steps)
+                count = max(1, min(pace.length(capacity), capacity - done % capacity, end - done))
                 began = time.perf_counter()
                 new_carry, rows = program(carry, done, count)
-                rows = to_host(rows)
+                rows = jax.tree.map(lambda r: r[:count], to_host(rows))  # noqa: B023
                 carry = new_carry  # only now: Ctrl-C may have come while the rows were awaited
-                rate = count / max(time.perf_counter() - began, 1e-9)
-                if outputs is None:
-                    outputs = jax.tree.map(
-                        lambda r: np.empty((num_steps, *r.shape[1:]), r.dtype), rows
-                    )
-                jax.tree.map(functools.partial(_store, start=done, count=count), outputs, rows)
+                pace.measure(count, time.perf_counter() - began)
+                if not held:
+                    memory.add(rows, done)
+                if keeper is not None:
+                    keeper.take(rows)
                 done += count
                 bar.update(count)
-                if monitor is not None and (done >= look.next_look or done == num_steps):
-                    look = monitor(jax.tree.map(lambda rows: rows[:done], outputs), done)  # noqa: B023
+                if monitor is not None and (done >= next_look or done == num_steps):
+                    look = monitor(so_far(), done)
+                    # Where a run is finished, it is not looked at again.
+                    next_look, finished = (done if look.finished else look.next_look), look.finished
                     bar.total = look.expected
                     bar.set_postfix_str(look.note)
+                if keeper is not None:
+                    keeper.keep(carry, done, next_look)
+                notes.show(bar, so_far, done)
         except KeyboardInterrupt:
             if done == 0:
                 raise
             complete = False
-    return Outcome(carry, jax.tree.map(lambda rows: rows[:done], outputs), complete)
+    if keeper is not None:
+        keeper.finish()
+    return Outcome(carry, so_far(), complete)
 
 
-def _store(outputs: np.ndarray, rows: np.ndarray, *, start: int, count: int) -> None:
-    outputs[start : start + count] = rows[:count]
+class _Pace:
+    """Lengths of chunks: fixed, or such that one takes about `CHUNK_SECONDS`."""
+
+    def __init__(self, chunk: int | None):
+        self.fixed = chunk
+        self.first = list(FIRST_CHUNKS)
+        self.rate = 0.0
+
+    def length(self, capacity: int) -> int:
+        """Length of the next chunk."""
+        if self.fixed is not None:
+            return self.fixed
+        if self.first:
+            return self.first.pop(0)
+        # Clocks of several processes differ, and their chunks must not.
+        return capacity if jax.process_count() > 1 else math.ceil(self.rate * CHUNK_SECONDS)
+
+    def measure(self, count: int, seconds: float) -> None:
+        """Learn from a chunk."""
+        self.rate = count / max(seconds, 1e-9)
+
+
+class _Notes:
+    """Text beside a bar, as often as it costs next to nothing."""
+
+    def __init__(self, note: Note | None):
+        self.note = note
+        self.due = time.perf_counter() + NOTE_SECONDS
+
+    def show(self, bar: Any, outputs: Callable[[], Any], done: int) -> None:
+        """Show it, if it is time."""
+        began = time.perf_counter()
+        if self.note is None or began < self.due:
+            return
+        bar.set_postfix_str(self.note(outputs(), done))
+        ended = time.perf_counter()
+        self.due = ended + max(NOTE_SECONDS, (ended - began) / NOTE_SHARE)

@@ -5,6 +5,7 @@ and of BlackJAX alike. Algorithms are built inside the compiled program from the
 is passed in, so other data of the same shapes compile nothing.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -20,7 +21,8 @@ from langevin_ppl.base import Array, Draws, GradientEstimator, LogDensity, PRNGK
 from langevin_ppl.compilation import ONCE, QUICK, ahead
 from langevin_ppl.devices import CHAIN, place
 from langevin_ppl.gradients import on_flat
-from langevin_ppl.loop import Monitor, Outcome, capacity_for, drive, repeat
+from langevin_ppl.loop import Keeper, Monitor, Note, Outcome, capacity_for, drive, repeat
+from langevin_ppl.supply import Feed, Supply
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
 
@@ -205,6 +207,7 @@ def _chunk(
     parameters: dict[str, Any],
     schedule: Any,
     probe: Probe | None = None,
+    feed: Feed | None = None,
     *,
     plan: Plan,
     thinning: int,
@@ -215,7 +218,7 @@ def _chunk(
 
     def one(state: Any, key: PRNGKey, parameters: dict[str, Any], draw: Array) -> Any:
         def move(state: Any, index: Array) -> tuple[Any, dict[str, Array]]:
-            algorithm = plan.build(in_step(source, common_key, index), parameters)
+            algorithm = plan.build(in_step(source, common_key, index, feed), parameters)
             state, info = algorithm.step(jax.random.fold_in(key, index), state)
             stats = statistics(state, info)
             if probe is not None:
@@ -242,7 +245,7 @@ def _chunk(
     return repeat(step, chains, start, count, plan.capacity)
 
 
-def in_step(source: Source, common_key: PRNGKey, index: Array) -> Source:
+def in_step(source: Source, common_key: PRNGKey, index: Array, feed: Feed | None = None) -> Source:
     """Estimator whose batches follow the run's counter, one for all chains where it says so.
 
     The counter of a chain's state is its own: what depends on it would be computed for every chain,
@@ -254,14 +257,19 @@ def in_step(source: Source, common_key: PRNGKey, index: Array) -> Source:
         Of batches that all chains share.
     index
         Number of the step.
+    feed
+        Batches of a stream, which all chains share.
     """
     if not isinstance(source, GradientEstimator) or source.draw is None:
         return source
-    draw = source.draw
+    draw, calls = source.draw, itertools.count()  # a step that draws twice gets two batches
+    if feed is not None:
+        return dataclasses.replace(
+            source, draw=lambda rng_key, step: feed.drawn(index, next(calls))
+        )
     if not source.shared:
         return dataclasses.replace(source, draw=lambda rng_key, step: draw(rng_key, index))
     key = jax.random.fold_in(common_key, index)
-    calls = itertools.count()  # a step that draws twice gets two batches
 
     def common(rng_key: PRNGKey, step: Array) -> Any:
         return draw(jax.random.fold_in(key, next(calls)), index)
@@ -292,6 +300,7 @@ def prepare(
     schedule: Any = None,
     probe: Probe | None = None,
     thinning: int = 1,
+    supply: Supply | None = None,
 ) -> Callable[[], None]:
     """Compile what `advance` will run, while other work goes on; wait by calling the result.
 
@@ -300,7 +309,11 @@ def prepare(
     chains
         Their shapes.
     """
-    arguments = (chains, 0, 1, keys, source, dict(parameters), schedule, probe)
+    feed = None
+    if supply is not None:
+        plan = supply.fitted(plan, thinning)
+        feed = supply.shapes(plan.capacity * thinning)
+    arguments = (chains, 0, 1, keys, source, dict(parameters), schedule, probe, feed)
     return ahead(_chunk, arguments, {"plan": plan, "thinning": thinning})[1]
 
 
@@ -319,6 +332,9 @@ def advance(
     label: str = "sample",
     chunk: int | None = None,
     monitor: Monitor | None = None,
+    keeper: Keeper | None = None,
+    note: Note | None = None,
+    supply: Supply | None = None,
 ) -> Draws:
     """Run all chains, for warm-up and for sampling alike.
 
@@ -340,40 +356,55 @@ def advance(
         What the plan's adaptation does in each step; None without one.
     probe
         Thermometer to read in every step, or None.
-    progress, label, chunk, monitor
+    progress, label, chunk, monitor, keeper, note
         As in `langevin_ppl.loop.drive`.
+    supply
+        Batches of a stream; None where all data are in memory.
 
     Returns
     -------
     Draws
         Its ``final_state`` are `Chains`.
     """
+    feeds: Callable[[int], Feed | None] = _no_feed
+    with contextlib.ExitStack() as stack:
+        if supply is not None:
+            plan = supply.fitted(plan, thinning)
+            feeds = stack.enter_context(supply.feeds(plan.capacity, thinning))
 
-    def program(carry: Any, start: int, count: int) -> tuple[Any, Any]:
-        return _chunk(
-            _beside(keys, carry),
-            start,  # pyright: ignore[reportArgumentType]
-            count,  # pyright: ignore[reportArgumentType]
-            keys,
-            source,
-            dict(parameters),
-            schedule,
-            probe,
-            plan=plan,
-            thinning=thinning,
+        def program(carry: Any, start: int, count: int) -> tuple[Any, Any]:
+            carry, outputs = _chunk(
+                carry,
+                start,  # pyright: ignore[reportArgumentType]
+                count,  # pyright: ignore[reportArgumentType]
+                keys,
+                source,
+                dict(parameters),
+                schedule,
+                probe,
+                feeds(start),
+                plan=plan,
+                thinning=thinning,
+            )
+            return _beside(keys, carry), outputs
+
+        outcome = drive(
+            program,
+            _beside(keys, chains),
+            num_steps,
+            plan.capacity,
+            progress=progress,
+            label=label,
+            chunk=chunk,
+            monitor=monitor,
+            keeper=keeper,
+            note=note,
         )
-
-    outcome = drive(
-        program,
-        chains,
-        num_steps,
-        plan.capacity,
-        progress=progress,
-        label=label,
-        chunk=chunk,
-        monitor=monitor,
-    )
     return stacked(outcome)
+
+
+def _no_feed(start: int) -> None:
+    """Without a stream nothing is brought to the steps."""
 
 
 def _beside(keys: PRNGKey, chains: Chains) -> Chains:

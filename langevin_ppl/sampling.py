@@ -1,12 +1,11 @@
-"""``sample``: a target and a kernel in, an ArviZ DataTree out."""
+"""``sample``: a target and a kernel in, an ArviZ DataTree out; ``resume`` goes on with one."""
 
 import math
+import os
 import time
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,28 +16,23 @@ from langevin_ppl.arguments import (
     check_key,
     check_labels,
     check_parameters,
+    check_store,
     check_target,
     check_tuning,
     earlier_parameters,
     earlier_positions,
 )
-from langevin_ppl.base import (
-    BiasWarning,
-    ConvergenceWarning,
-    DivergenceWarning,
-    Draws,
-    PRNGKey,
-)
-from langevin_ppl.convergence import Converged, Convergence, flattened, judge, summarise, watch
-from langevin_ppl.devices import mesh_for, place_data, to_host
-from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
+from langevin_ppl.base import PRNGKey
+from langevin_ppl.checkpoints import EVERY, Folder, Job, create, reopen
+from langevin_ppl.convergence import Converged, Convergence, flattened, summarise, watch
+from langevin_ppl.devices import mesh_for, place_data
+from langevin_ppl.export import collect_groups, examined, to_datatree, to_zarr, variables
 from langevin_ppl.kernels import Kernel, check_burn_in, ghmc, split_ghmc
-from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.tree import Layout
-from langevin_ppl.trust import measured_temperature, of_gaussian, reweighted, too_hot, trust
+from langevin_ppl.trust import measured_temperature, of_gaussian, reweighted, trust
+from langevin_ppl.verdict import describe, reported, verdict, warn_of
 from langevin_ppl.warmup import (
     DENSE_LIMIT,
-    MAX_TAMING_LOSS,
     Request,
     Tuned,
     by_noise,
@@ -50,7 +44,7 @@ from langevin_ppl.warmup import (
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["sample"]
+__all__ = ["resume", "sample"]
 
 DEFAULT_WARMUP = 500
 KINETIC_WARMUP = 300
@@ -59,19 +53,6 @@ DEFAULT_SAMPLES = 1000
 STOCHASTIC_SAMPLES = 2000
 MAX_SAMPLES = 20_000
 """Most draws of each chain that ``until`` may take, unless ``num_samples`` says otherwise."""
-
-MAX_DIVERGENT_SHARE = 0.05
-"""Share of divergent steps of a Langevin kernel above which `sample` warns; each is flagged.
-
-A single Langevin proposal may overshoot by any amount and is then rejected, which is harmless if
-it is rare. A trajectory of HMC that diverges is not, so for BlackJAX's kernels every one counts.
-"""
-
-MAX_ROUNDING = 0.1
-"""Rounding of the log density above which a Metropolis test is not called exact without doubt."""
-
-MAX_ATTRIBUTE_SIZE = 32
-"""Largest array that is spelled out in an attribute."""
 
 
 def sample(
@@ -93,6 +74,9 @@ def sample(
     progress: bool = False,
     chunk: int | None = None,
     mesh: Mesh | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = EVERY,
+    store: str | os.PathLike[str] | None = None,
     **kernel_parameters: Any,
 ) -> "xr.DataTree":
     """Sample a target with a kernel.
@@ -144,7 +128,8 @@ def sample(
     target_acceptance_rate
         What to tune the step size to; by default the kernel's own optimum.
     progress
-        Show progress bars (never under ``CI``).
+        Show progress bars (never under ``CI``): draws, rate, time left, effective sample size so
+        far and gradient evaluations.
     chunk
         Draws between two returns to the host; by default about half a second's worth. It
         changes no draw.
@@ -152,6 +137,14 @@ def sample(
         Devices, with axes named ``chain`` and ``data``: ``jax.make_mesh((2, 2), ("chain",
         "data"))``. Chains are spread over the one, rows of the data over the other; see
         `langevin_ppl.devices`. By default chains are spread over as many devices as divide them.
+    checkpoint
+        Folder to keep the run in, so that `resume` can go on with it after the process has ended,
+        however it ended. There must be no run in it.
+    every
+        Seconds between two checkpoints.
+    store
+        Folder of a zarr store for the draws, which then are not held in memory: they wait in the
+        checkpoint, which is needed for it, and the DataTree reads them from the store.
     **kernel_parameters
         Parameters of the kernel, which are then not tuned. A ``step_size`` given without an
         ``inverse_mass_matrix`` is one for the identity.
@@ -173,6 +166,8 @@ def sample(
 
     Warns
     -----
+    CheckpointWarning
+        If a checkpoint could not be written; the run goes on without.
     ConvergenceWarning
         If ``converged`` is 0.
     DivergenceWarning
@@ -198,7 +193,6 @@ def sample(
     >>> idata["posterior"]["x"].shape, idata.attrs["converged"]
     ((4, 500, 2), 1)
     """
-    began = time.perf_counter()
     rng_key = check_key(rng_key)
     check_target(target)
     if until is not None and not isinstance(until, Converged):
@@ -219,29 +213,151 @@ def sample(
     check_groups(groups, target, num_warmup)
     check_labels(target)
     check_tuning(kernel, metric, target_acceptance_rate)
+    check_store(store, checkpoint, groups)
     earlier, per_chain = earlier_parameters(parameters, num_chains)
-    given = {**earlier, **kernel_parameters}
-    mesh = mesh_for(mesh, num_chains)
+    given = check_parameters(kernel, {**earlier, **kernel_parameters}, per_chain, layout)
+    job = Job(
+        rng_key=rng_key,
+        kernel=kernel,
+        gradient=gradient,
+        num_chains=num_chains,
+        num_warmup=int(num_warmup),
+        num_samples=int(num_samples),
+        until=until,
+        thinning=None if thinning is None else int(thinning),
+        initial=earlier_positions(initial, layout, num_chains),
+        given=given,
+        per_chain=frozenset(per_chain - set(kernel_parameters)),
+        groups=tuple(groups),
+        metric=metric,
+        target_acceptance_rate=target_acceptance_rate,
+    )
+    manner = Manner(progress, chunk, store, mesh_for(mesh, num_chains))
+    if checkpoint is None:
+        return _carry_out(job, target, None, manner)
+    with create(checkpoint, job, target, every=every, holds_outputs=store is not None) as folder:
+        return _carry_out(job, target, folder, manner)
+
+
+def resume(
+    path: str | os.PathLike[str],
+    target: Any,
+    kernel: Any = None,
+    gradient: Any = None,
+    *,
+    num_samples: int | None = None,
+    progress: bool = False,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+    every: float = EVERY,
+    store: str | os.PathLike[str] | None = None,
+    **kernel_parameters: Any,
+) -> "xr.DataTree":
+    """Go on with a run that was kept by ``sample(..., checkpoint=path)``.
+
+    The draws are bit for bit those of a run that was never interrupted, on the same kind of
+    machine with the same versions and devices. The search for a mode is made again where it was
+    made before the first step; steps are not.
+
+    Parameters
+    ----------
+    path
+        Folder of the checkpoint.
+    target
+        The target of the run: the same model and data, made anew.
+    kernel, gradient
+        Those of the run, where they are not of this library; else rebuilt by name.
+    num_samples
+        Draws of each chain in all, to go on for longer than was asked for at first.
+    progress, chunk, mesh, every, store
+        As in `sample`.
+    **kernel_parameters
+        Functions among the kernel's parameters, which cannot be written down.
+
+    Returns
+    -------
+    xarray.DataTree
+        As from `sample`. Of a run that had ended it is made again from its draws.
+
+    Raises
+    ------
+    CheckpointError
+        A ``ValueError``: if there is no run at ``path``, if it is of another format, target,
+        kernel or gradient (the message names the difference), or if another process goes on with
+        it.
+
+    Warns
+    -----
+    CheckpointWarning
+        If files are damaged, and the run goes on from the state before; if the run was made with
+        another version of this library or of JAX.
+
+    Examples
+    --------
+    >>> import tempfile, jax, jax.numpy as jnp, langevin_ppl as lp
+    >>> target = lp.density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
+    >>> path = tempfile.mkdtemp()
+    >>> idata = lp.sample(jax.random.key(0), target, num_samples=500, checkpoint=path)
+    >>> longer = lp.resume(path, target, num_samples=1000)
+    >>> bool((longer["posterior"]["x"][:, :500].values == idata["posterior"]["x"].values).all())
+    True
+    """
+    check_target(target)
+    optional = {"num_samples": num_samples, "chunk": chunk}
+    check_counts(1, **{name: value for name, value in optional.items() if value is not None})
+    folder, job = reopen(
+        path,
+        target,
+        every=every,
+        holds_outputs=store is not None,
+        kernel=kernel,
+        gradient=gradient,
+        parameters=kernel_parameters,
+    )
+    with folder:
+        check_store(store, path, job.groups)
+        if num_samples is not None:
+            job = job._replace(num_samples=int(num_samples))
+        manner = Manner(progress, chunk, store, mesh_for(mesh, job.num_chains))
+        return _carry_out(job, target, folder, manner)
+
+
+class Manner(NamedTuple):
+    """How a run is carried out: what changes no draw."""
+
+    progress: bool
+    chunk: int | None
+    store: Any
+    mesh: Mesh | None
+
+
+def _carry_out(job: Job, target: Any, folder: Folder | None, manner: Manner) -> "xr.DataTree":
+    """Warm up, sample and conclude; what the folder holds already is not done again."""
+    began = time.perf_counter()
+    layout, until = Layout.of(target.prototype), job.until
+    progress, chunk, store, mesh = manner
     placed = place_data(target, mesh)
     request = Request(
         target=placed,
         layout=layout,
-        kernel=kernel,
-        num_warmup=num_warmup,
-        given=check_parameters(kernel, given, per_chain, layout),
-        per_chain=frozenset(per_chain - set(kernel_parameters)),
-        initial=earlier_positions(initial, layout, num_chains),
-        metric=metric,
-        target_acceptance_rate=target_acceptance_rate,
-        capacity=run.capacity_of(layout, num_chains),
-        keep_warmup="warmup_posterior" in groups,
-        thinning=thinning,
+        kernel=job.kernel,
+        num_warmup=job.num_warmup,
+        given=job.given,
+        per_chain=job.per_chain,
+        initial=job.initial,
+        metric=job.metric,
+        target_acceptance_rate=job.target_acceptance_rate,
+        capacity=run.capacity_of(layout, job.num_chains),
+        keep_warmup="warmup_posterior" in job.groups,
+        thinning=job.thinning,
         progress=progress,
-        gradient=gradient,
+        gradient=job.gradient,
+        folder=folder,
         mesh=mesh,
     )
-    start_keys, warmup_keys, sample_keys, key_export = run.phase_keys(rng_key, num_chains, mesh)
-    tuned = (tune if gradient is None else by_noise)(start_keys, warmup_keys, request)
+    phases = run.phase_keys(job.rng_key, job.num_chains, mesh)
+    start_keys, warmup_keys, sample_keys, key_export = phases
+    tuned = (tune if job.gradient is None else by_noise)(start_keys, warmup_keys, request)
     thinning = tuned.thinning
     warmed = time.perf_counter()
 
@@ -255,17 +371,20 @@ def sample(
         run.Chains(tuned.states),
         tuned.parameters,
         tuned.plan,
-        num_steps=num_samples,
+        num_steps=job.num_samples,
         probe=tuned.probe,
         thinning=thinning,
         progress=progress,
         chunk=chunk,
-        monitor=None if until is None else watch(until, num_samples, confirm),
+        monitor=None if until is None else watch(until, job.num_samples, confirm),
+        keeper=request.keeper("sample"),
+        note=_noted(request, tuned),
+        supply=tuned.supply,
     )
     sampled = time.perf_counter()
     draws, effective_share = reweighted(draws)
-    posterior = variables(target, layout, draws.positions)
-    attributes = _describe(request, tuned, draws, thinning)
+    posterior = variables(target, layout, draws.positions if store is None else examined(draws))
+    attributes = describe(request, tuned, draws, thinning)
     attributes |= {"warmup_time": warmed - began, "sampling_time": sampled - warmed}
     if effective_share is not None:
         attributes["weighted"] = (
@@ -274,25 +393,42 @@ def sample(
         )
     attributes |= of_gaussian(tuned.log_weights) if tuned.log_weights is not None else {}
     attributes |= measured_temperature(draws, attributes["temperature"])
-    attributes |= _verdict(posterior, tuned, draws, until or Converged(), attributes)
+    attributes |= verdict(posterior, tuned, draws, until or Converged(), attributes)
     attributes["trust"] = trust(request, attributes)
-    _warn(kernel, draws, attributes)
-    return to_datatree(
-        collect_groups(
-            key_export,
-            target,
-            draws,
-            posterior,
-            tuned.warmup,
-            groups,
-            tuned.parameters.get("step_size"),
-        ),
-        dims=target.dims,
-        coords=target.options.coords,
-        attributes=attributes,
-        parameters={k: v for k, v in _reported(tuned).items() if isinstance(v, np.ndarray)},
-        per_chain=tuned.plan.per_chain,
+    warn_of(job.kernel, draws, attributes)
+    step_size = tuned.parameters.get("step_size")
+    presented = {
+        "dims": target.dims,
+        "coords": target.options.coords,
+        "attributes": attributes,
+        "parameters": {k: v for k, v in reported(tuned).items() if isinstance(v, np.ndarray)},
+        "per_chain": tuned.plan.per_chain,
+    }
+    if store is not None:
+        return to_zarr(store, target, draws, step_size, **presented)
+    groups = collect_groups(
+        key_export, target, draws, posterior, tuned.warmup, job.groups, step_size
     )
+    return to_datatree(groups, **presented)
+
+
+def _noted(request: Request, tuned: Tuned) -> Callable[[Any, int], str]:
+    """What a bar says beside rate and time left."""
+    known = traits(request.kernel)
+
+    def note(outputs: Any, done: int) -> str:
+        positions, stats = outputs
+        seen = summarise(np.moveaxis(positions, 0, 1))
+        parts = [f"ESS {min(seen.ess, seen.ess_squares):.0f}"]
+        gradients = tuned.num_gradient_evaluations
+        if "n_steps" in stats:
+            gradients = (gradients or 0) + int(np.sum(stats["n_steps"]))
+        elif known.gradients_per_step is not None and gradients is not None:
+            steps = positions.shape[1] * done * tuned.thinning
+            gradients += steps * known.gradients_per_step
+        return ", ".join([*parts, *([f"{gradients:.3g} gradients"] if gradients else [])])
+
+    return note
 
 
 def default_warmup(kernel: Any, layout: Layout, stochastic: bool = False) -> int:
@@ -302,177 +438,3 @@ def default_warmup(kernel: Any, layout: Layout, stochastic: bool = False) -> int
     kinetic = isinstance(kernel, Kernel) and "friction" in kernel.parameters
     short = kernel is split_ghmc or kernel is ghmc or (stochastic and kinetic)
     return KINETIC_WARMUP if short else DEFAULT_WARMUP
-
-
-def _describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> dict[str, Any]:
-    """Attributes of the run."""
-    known = traits(request.kernel)
-    num_chains, num_samples, _ = draws.positions.shape
-    steps = num_chains * num_samples * thinning
-    gradients = None if known.gradients_per_step is None else steps * known.gradients_per_step
-    if "n_steps" in draws.stats:
-        gradients = int(np.sum(draws.stats["n_steps"]))
-    attributes = {
-        **LIBRARY,
-        "kernel": known.name.removeprefix("langevin_ppl."),
-        "target": request.target.description,
-        "parameters": {k: _short(v) for k, v in _reported(tuned).items()},
-        "gradient_estimator": tuned.estimator,
-        "temperature": float(tuned.parameters.get("temperature", 1.0)),
-        "num_chains": num_chains,
-        "num_warmup": request.num_warmup,
-        "num_samples": num_samples,
-        "thinning": thinning,
-        "precision": str(request.layout.dtype),
-        "exact": known.exact,
-        "incomplete": not draws.complete,
-        **tuned.notes,
-    }
-    if request.target.summed_out:
-        attributes["summed_out"] = list(request.target.summed_out)
-    if gradients is not None and tuned.num_gradient_evaluations is not None:
-        attributes["num_gradient_evaluations"] = gradients + tuned.num_gradient_evaluations
-    if tuned.passes_per_step is not None:
-        made = request.num_warmup + num_samples * thinning
-        attributes["num_passes"] = tuned.passes + num_chains * made * tuned.passes_per_step
-    doubt = _rounding_doubt(draws, request.layout)
-    if known.exact and doubt:
-        attributes["exact_doubtful"] = doubt
-    return attributes
-
-
-def _reported(tuned: Tuned) -> dict[str, Any]:
-    """Parameters under their public names, arrays as NumPy arrays."""
-    reported: dict[str, Any] = {name: value.value for name, value in tuned.plan.fixed}
-    for name, value in to_host(tuned.parameters).items():
-        if not isinstance(value, Preconditioner):
-            reported[name] = np.asarray(value)
-        elif value.directions is not None:
-            parts = value._asdict()
-            reported |= {f"{name}.{part}": np.asarray(parts[part]) for part in parts}
-        else:
-            factor = np.asarray(value.factor)  # in NumPy: nothing to compile
-            # A square of a number would be a scalar of NumPy, which is no array.
-            reported[name] = factor @ factor.T if factor.ndim == 2 else np.asarray(factor**2)
-    return reported
-
-
-def _verdict(
-    posterior: Mapping[str, Any],
-    tuned: Tuned,
-    draws: Draws,
-    rule: Converged,
-    attributes: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Whether to trust the draws, why not, and what to try."""
-    seen, shortage = judge(posterior, rule)
-    doubts = [*tuned.doubts, *too_hot(attributes)]
-    verdict: dict[str, Any] = {
-        "min_ess": seen.ess,
-        "min_ess_squares": seen.ess_squares,
-        "max_rhat": seen.rhat,
-    }
-    if not np.isfinite(draws.positions).all():
-        doubts.append("A chain left the finite numbers.")
-    if shortage:
-        doubts.append(f"{shortage[0].upper()}{shortage[1:]}. {_what_to_try(seen, rule, tuned)}")
-    verdict["converged"] = not doubts
-    if doubts:
-        verdict["advice"] = " ".join(doubts)
-    return verdict
-
-
-def _what_to_try(seen: Convergence, rule: Converged, tuned: Tuned) -> str:
-    """Say what may help, by what warm-up saw."""
-    if seen.rhat <= rule.rhat:
-        return "Take more draws: num_samples=, or until=langevin_ppl.converged()."
-    cures = []
-    if "ended elsewhere" in tuned.notes.get("mode_search", ""):
-        cures.append(
-            "Searches for the mode ended in different places: there may be several modes, which "
-            "tempering reaches (blackjax.adaptive_tempered_smc), or labels that can be ordered"
-        )
-    if "poor" in tuned.notes.get("gaussian_fit", "") or "no mode" in tuned.notes.get(
-        "mode_search", ""
-    ):
-        cures.append(
-            "The posterior is far from Gaussian: make sure that it is proper, reparametrise it (a "
-            "non-centred hierarchy, numpyro.infer.reparam.LocScaleReparam), or try blackjax.nuts"
-        )
-    cures.append("Take more draws, with a longer warm-up (num_warmup=)")
-    return ". ".join(cures) + "."
-
-
-def _short(value: Any) -> Any:
-    """Large arrays stand in the group `sampler_parameters`, not in an attribute."""
-    large = isinstance(value, np.ndarray) and value.size > MAX_ATTRIBUTE_SIZE
-    return f"array of shape {value.shape}" if large else value
-
-
-def _rounding_doubt(draws: Draws, layout: Layout) -> str:
-    """Say so where rounding of the log density is no longer small in the Metropolis test."""
-    values = np.abs(draws.stats.get("lp", np.zeros(1)))
-    largest = float(np.max(values, where=np.isfinite(values), initial=0.0))
-    rounding = largest * float(jnp.finfo(layout.dtype).eps)
-    if rounding <= MAX_ROUNDING:
-        return ""
-    return (
-        f"The log density reaches {largest:.3g}, where {layout.dtype} rounds by {rounding:.2g}: "
-        "the Metropolis test is no longer exact. Use jax.config.update('jax_enable_x64', True)."
-    )
-
-
-def _warn(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
-    """Report what went wrong, naming chains and steps."""
-    name = traits(kernel).name
-    share = MAX_DIVERGENT_SHARE if isinstance(kernel, Kernel) else 0.0
-    loss = float(np.nanmean(draws.stats.get("taming_loss", np.zeros(1))))
-    if not attributes["exact"] and loss > MAX_TAMING_LOSS:
-        warnings.warn(
-            f"{name}: taming removed {100 * loss:.0f} % of the gradient on average, so its bias "
-            "dominates the draws. Use a smaller step_size, or an adjusted kernel "
-            "(langevin_ppl.tmala).",
-            UserWarning,
-            stacklevel=3,
-        )
-    if "exact_doubtful" in attributes:
-        warnings.warn(attributes["exact_doubtful"], UserWarning, stacklevel=3)
-    if attributes["incomplete"]:
-        warnings.warn(
-            f"Interrupted: the DataTree holds the {draws.positions.shape[1]} draws of each chain "
-            "that were done (attribute incomplete=1).",
-            UserWarning,
-            stacklevel=3,
-        )
-    if not attributes["converged"]:
-        warnings.warn(f"{name}: {attributes['advice']}", ConvergenceWarning, stacklevel=3)
-    for sentence in too_hot(attributes):
-        warnings.warn(f"{name}: {sentence}", BiasWarning, stacklevel=3)
-    diverging = np.asarray(draws.stats["diverging"])
-    lost = ~np.isfinite(draws.positions).all(axis=(1, 2))
-    message = ""
-    if lost.any():
-        message = _lost_message(name, diverging, lost, attributes["thinning"])
-    elif (diverging.mean(axis=1) > (1.0 - (1.0 - share) ** attributes["thinning"])).any():
-        counts = ", ".join(f"{int(n)} in chain {c}" for c, n in enumerate(diverging.sum(axis=1)))
-        message = (
-            f"{name} made divergent proposals ({counts}, of {diverging.shape[1]} draws each): "
-            "there are regions that this step size does not enter, and the draws may miss them. "
-            "Reparametrise the model, or lower step_size."
-        )
-    if message:
-        warnings.warn(message, DivergenceWarning, stacklevel=3)
-
-
-def _lost_message(name: str, diverging: np.ndarray, lost: np.ndarray, thinning: int) -> str:
-    """Name the chains that left the finite numbers, the step, and the cure."""
-    chains = np.flatnonzero(lost)
-    first = diverging[chains].argmax(axis=1) * thinning
-    where = ", ".join(f"chain {c} at step {i}" for c, i in zip(chains, first, strict=True))
-    intact = np.flatnonzero(~lost).tolist()
-    keep = f" The other chains are intact: idata.sel(chain={intact})." if intact else ""
-    return (
-        f"{name} left the finite numbers in {where} of sampling; from there on its draws are NaN. "
-        "Use a smaller step_size, a tamed kernel (langevin_ppl.tula), or an adjusted one "
-        f"(langevin_ppl.mala, langevin_ppl.tmala).{keep}"
-    )

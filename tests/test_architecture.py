@@ -11,18 +11,21 @@ PACKAGE = Path(__file__).resolve().parents[1] / "langevin_ppl"
 
 LAYERS = [
     {"base", "compilation", "devices", "tree"},
-    {"taming", "preconditioners", "integrators", "metropolis"},
+    {"taming", "preconditioners", "integrators", "metropolis", "streams"},
     {"targets", "gradients"},
     {"kernels"},
     {"loop"},
     {"fit"},
+    {"supply"},
     {"run"},
     {"warmup"},
     {"convergence"},
+    {"checkpoints"},
     {"export"},
     {"arguments", "infer"},
     {"approximation"},
     {"trust"},
+    {"verdict"},
     {"sampling"},
     {"diagnostics"},
 ]

@@ -247,7 +247,7 @@ def test_several_devices(name):
 
 def test_one_device_needs_no_placing():
     assert devices.mesh_for(None, 4) is None
-    assert devices.share_of_rows(None) == (0, 1)
+    assert devices.share_of("data", None) == (0, 1)
     target = lp.density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(3))
     assert devices.place_data(target, None) is target
     batches = np.ones((5, 8))

@@ -17,13 +17,15 @@ PAGES = [
     "docs/numpyro.md",
     "docs/bias.md",
     "docs/minibatches.md",
+    "docs/streams.md",
+    "docs/checkpoints.md",
     "docs/devices.md",
     "docs/blackjax.md",
     "docs/adding_a_kernel.md",
 ]
 
 
-EXAMPLES = [name for name in lp.__all__ if not name.endswith("Warning")]
+EXAMPLES = [name for name in lp.__all__ if not name.endswith(("Warning", "Error"))]
 
 
 DIAGNOSTICS = [

@@ -10,15 +10,17 @@ import pytest
 
 SCRIPT = """
 import json, sys, warnings
+from pathlib import Path
 import jax
-count, number, port = map(int, sys.argv[1:])
+count, number, port = map(int, sys.argv[1:4])
+folder = Path(sys.argv[4])
 jax.config.update("jax_num_cpu_devices", 2 // count)
 if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=number)
 import jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist
 import langevin_ppl as lp
-from langevin_ppl import devices
+from langevin_ppl import devices, run
 
 warnings.simplefilter("ignore", UserWarning)
 assert jax.device_count() == 2
@@ -58,11 +60,57 @@ for name, (target, kernel, options) in runs.items():
     }
 found["laplace"] = lp.laplace(jax.random.key(0), full).attrs["log_evidence"]
 
+# Runs that are stopped in the warm-up and in the draws, and resumed: each process writes its chains,
+# and reads its share of a stream's rows.
+class Stopped(Exception):
+    pass
+
+def stop_after(chunks):
+    left, chunk = iter(range(chunks)), run._chunk
+    def counted(*args, **kwargs):
+        if next(left, None) is None:
+            raise Stopped
+        return chunk(*args, **kwargs)
+    counted.lower, counted.eval_shape = chunk.lower, chunk.eval_shape
+    run._chunk = counted
+    return chunk
+
+streamed = lp.target(model, *lp.stream(x, y, batch_size=64, shards=2))
+for name, target, mesh in [("kept", full, None), ("stream", streamed, data)]:
+    options = dict(num_warmup=150, num_samples=400)
+    whole = lp.sample(jax.random.key(1), target, mesh=mesh, **options)
+    path = folder / f"{name}-{count}"
+    for chunks in (1, 3):
+        chunk = stop_after(chunks)
+        try:
+            if chunks == 1:
+                lp.sample(
+                    jax.random.key(1), target, mesh=mesh, checkpoint=path, every=0, **options)
+            else:
+                lp.resume(path, target, mesh=mesh, every=0, chunk=100)
+            raise AssertionError("not stopped")
+        except Stopped:
+            pass
+        run._chunk = chunk
+    resumed = lp.resume(path, target, mesh=mesh)
+    draws = resumed["posterior"]["slope"].values
+    np.testing.assert_array_equal(draws, whole["posterior"]["slope"].values)
+    found[name] = {
+        "first": draws[:, 0].tolist(), "sum": float(draws.sum()), "draws": draws.shape[1],
+        "mean": draws.mean((0, 1)).tolist(), "sd": draws.std((0, 1)).tolist(),
+        "ess": resumed.attrs["min_ess"],
+    }
+    if count > 1:
+        state = max((path / f"host-{number}" / "sample").glob("*.json"), key=lambda p: int(p.stem))
+        forms = json.loads(state.read_text())["record"]["outputs"]
+        # Half of the chains, or all of them where the processes share rows.
+        assert forms[0]["shape"][0] == (2 if mesh is None else 4)
+
 # Batches of which every process has read its share of the rows.
 mesh = devices.mesh_for(data, 4)
-part, parts = devices.share_of_rows(mesh)
+part, parts = devices.share_of("data", mesh)
 assert (part, parts) == ((number, 2) if count > 1 else (0, 1))
-assert devices.share_of_rows(devices.mesh_for(chain, 4)) == (0, 1)
+assert devices.share_of("data", devices.mesh_for(chain, 4)) == (0, 1)
 whole = np.arange(48.0).reshape(3, 8, 2)
 own = np.split(whole, parts, axis=1)[part]
 batches = devices.place_batches({"x": own}, mesh)["x"]
@@ -85,8 +133,8 @@ print(json.dumps(found))
 """
 
 
-def start(count, number, port):
-    command = [sys.executable, "-c", SCRIPT, *map(str, (count, number, port))]
+def start(count, number, port, folder):
+    command = [sys.executable, "-c", SCRIPT, *map(str, (count, number, port, folder))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -103,13 +151,14 @@ def results(processes):
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(tmp_path_factory):
     """Results of two processes, and of one process with two devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    together = results([start(2, number, port) for number in range(2)])
-    return *together, *results([start(1, 0, 0)])
+    folder = tmp_path_factory.mktemp("hosts")
+    together = results([start(2, number, port, folder) for number in range(2)])
+    return *together, *results([start(1, 0, 0, folder)])
 
 
 def test_all_processes_return_the_same(found):
@@ -125,7 +174,7 @@ def test_one_step_is_that_of_one_process(found):
         assert two[name]["rows"] == one[name]["rows"]
 
 
-@pytest.mark.parametrize("name", ["default", "until", "data", "batches"])
+@pytest.mark.parametrize("name", ["default", "until", "data", "batches", "kept", "stream"])
 def test_moments_are_those_of_one_process(found, name):
     ours, theirs = found[0][name], found[2][name]
     error = np.asarray(theirs["sd"]) * np.sqrt(1.0 / ours["ess"] + 1.0 / theirs["ess"])

@@ -19,7 +19,8 @@ from scipy import stats
 import langevin_ppl as lp
 from langevin_ppl.base import Plate
 from langevin_ppl.gradients import Draw, batch_sizes_of, reader_of, rows, whole_hessian, whole_mean
-from langevin_ppl.gradients.rows import read, scattered
+from langevin_ppl.gradients.draws import scattered
+from langevin_ppl.gradients.rows import read
 from tests.test_reuse import compilations
 
 KEY = jax.random.key(0)
@@ -384,6 +385,7 @@ def indices(choice: Any, steps: int, rng_key: Any = KEY, **plates: int) -> dict[
         plates={name: Plate(size, 3) for name, size in plates.items()},
         data=(),
         row_arrays=lambda name: {},
+        stream=None,
     )
     sizes = batch_sizes_of("test", target, choice.batch_size)
     reader = reader_of(target, sizes, choice.sampling, choice.seed)

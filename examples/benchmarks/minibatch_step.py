@@ -24,7 +24,7 @@ import tall_data
 from common import finish, goal, machine, parser, quartiles, spread
 
 import langevin_ppl as lp
-from langevin_ppl.gradients.rows import scattered
+from langevin_ppl.gradients.draws import scattered
 
 BATCHES = (32, 256, 2048)
 EVERY = 100

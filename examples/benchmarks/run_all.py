@@ -124,6 +124,18 @@ of the ratios of standard deviations, against a reference in float64.""",
 A fresh process, from the call until all posterior means are right to 0.1 standard deviations and
 all standard deviations to 10 %, compilation included, imports not. `lp.sample` runs once with its
 own lengths. NUTS and HMCECS of NumPyro are stopped by what no user has, the truth.""",
+    "streaming": """## Data larger than memory
+
+Does a step know how many rows there are? The same chains with rows from a stream of memory maps,
+with all rows in memory, and in a plain Python loop over batches.""",
+    "kill_and_resume": """## Killed and resumed
+
+Runs that are killed at random moments and resumed, compared bit for bit with runs that were not. A
+kill is counted where the run stood; many fall on the imports and the compilation of a process that
+resumes.""",
+    "checkpoint_cost": """## What a checkpoint costs
+
+The same run with and without, and a long run whose draws are on disk alone.""",
     "taming": """## From far away, with exploding gradients
 
 Chains start up to a distance of 1000 from the origin, where gradients are as large as `1e87`.

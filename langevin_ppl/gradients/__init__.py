@@ -4,11 +4,13 @@ from langevin_ppl.gradients.control_variates import (
     Centre,
     ControlVariates,
     centre_at,
+    check_streamed,
     control_variates,
     whole_hessian,
 )
 from langevin_ppl.gradients.exact import Exact, as_estimator, exact, on_flat
 from langevin_ppl.gradients.minibatch import Minibatch, minibatch
+from langevin_ppl.gradients.passes import whole_of_stream
 from langevin_ppl.gradients.rows import (
     Draw,
     PlateReader,
@@ -18,6 +20,7 @@ from langevin_ppl.gradients.rows import (
     reader_of,
     whole_mean,
 )
+from langevin_ppl.gradients.streamed import StreamReader, from_sample, is_streamed
 from langevin_ppl.gradients.svrg import Svrg, svrg
 
 __all__ = [
@@ -28,12 +31,16 @@ __all__ = [
     "Minibatch",
     "PlateReader",
     "Reader",
+    "StreamReader",
     "Svrg",
     "as_estimator",
     "batch_sizes_of",
     "centre_at",
+    "check_streamed",
     "control_variates",
     "exact",
+    "from_sample",
+    "is_streamed",
     "layout_for",
     "minibatch",
     "on_flat",
@@ -41,4 +48,5 @@ __all__ = [
     "svrg",
     "whole_hessian",
     "whole_mean",
+    "whole_of_stream",
 ]

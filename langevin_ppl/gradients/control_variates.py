@@ -11,9 +11,10 @@ import numpy as np
 from jax.tree_util import Partial
 
 from langevin_ppl.base import Array, Estimate, GradientEstimator, Position
+from langevin_ppl.gradients.draws import SAMPLINGS
 from langevin_ppl.gradients.minibatch import check_sampling, no_memory, value_and_grad
+from langevin_ppl.gradients.passes import whole_of_stream
 from langevin_ppl.gradients.rows import (
-    SAMPLINGS,
     Draw,
     Reader,
     batch_sizes_of,
@@ -157,7 +158,12 @@ class ControlVariates:
         reader = reader_of(target, sizes, self.sampling, self.seed, pinned)
         on_rows = target.batch_logdensity_fn
         centre = _checked(target, self.centre)
-        return self.about(target, reader, centre_at(on_rows, reader, centre, self.order == 2))
+        if target.stream is None:
+            return self.about(target, reader, centre_at(on_rows, reader, centre, self.order == 2))
+        check_streamed(self)
+        estimate = whole_of_stream(target, reader, centre)
+        at_centre = Centre(centre, estimate.logdensity, estimate.gradient, None)
+        return self.about(target, reader, at_centre)
 
     def about(self, target: Any, reader: Reader, centre: Centre) -> GradientEstimator:
         """Make the estimator about a centre whose gradient is known."""
@@ -183,6 +189,17 @@ class ControlVariates:
             if value is not None
         ]
         return f"control_variates({', '.join(parts)})"
+
+
+def check_streamed(spec: ControlVariates) -> None:
+    """Refuse what would look at all rows of a stream more than once."""
+    pinned = spec.pinned is not None and not (isinstance(spec.pinned, int) and spec.pinned == 0)
+    if spec.order == 2 or pinned or spec.sampling != "blocks":
+        raise ValueError(
+            f"{spec}: rows of a stream are neither pinned nor drawn by importance, and the Hessian "
+            "of all of them is not computed. Leave order, pinned and sampling out, or hold the "
+            "data in memory."
+        )
 
 
 def _rows_of(target: Any, pinned: Any) -> dict[str, np.ndarray]:

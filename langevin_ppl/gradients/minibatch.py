@@ -8,7 +8,8 @@ import jax
 from jax.tree_util import Partial
 
 from langevin_ppl.base import Array, Estimate, GradientEstimator, Position
-from langevin_ppl.gradients.rows import SAMPLINGS, Draw, Reader, batch_sizes_of, read, reader_of
+from langevin_ppl.gradients.draws import SAMPLINGS
+from langevin_ppl.gradients.rows import Draw, Reader, batch_sizes_of, read, reader_of
 
 __all__ = ["Minibatch", "check_sampling", "minibatch"]
 

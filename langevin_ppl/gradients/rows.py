@@ -1,4 +1,4 @@
-"""Which rows of the data a batch has, and how they are read.
+"""How the rows of a batch are read.
 
 Rows are shuffled once, and a batch is a contiguous block of the shuffled copies that starts
 anywhere: reading it costs a half to a fifth of gathering as many rows. Over its random start each
@@ -18,86 +18,22 @@ from jax.tree_util import Partial
 
 from langevin_ppl.base import Array, PRNGKey, Rows
 from langevin_ppl.devices import data_mesh_of
+from langevin_ppl.gradients.draws import PlateDraw
 from langevin_ppl.gradients.layouts import Dealt, Together
+from langevin_ppl.gradients.streamed import Unread, is_streamed, stream_reader
 
 __all__ = [
-    "SAMPLINGS",
     "Draw",
     "PlateReader",
     "Reader",
     "batch_sizes_of",
     "layout_for",
     "reader_of",
-    "scattered",
     "whole_mean",
 ]
 
-SAMPLINGS = ("blocks", "epochs", "replacement", "without")
-"""How rows are drawn: blocks of shuffled rows at random, each block once in an epoch, single rows
-with replacement, and without."""
-
 BLOCK = 2**14
 """Rows that are looked at together in a pass over all the data."""
-
-ROUNDS = 12
-"""Rounds of the Feistel network. Four of good functions make a pseudorandom permutation of a large
-set (Luby, Rackoff 1988); with them a few rows would be drawn with errors of a tenth, which are
-measured to be below a hundredth with twelve."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PlateDraw:
-    """How rows of one plate are drawn: sizes and choices, hashable.
-
-    Attributes
-    ----------
-    size
-        Rows of the plate.
-    number
-        Rows drawn in each step.
-    pinned
-        Rows that are in every batch, beside those drawn.
-    sampling
-        One of `SAMPLINGS`, or ``"importance"``.
-    seed
-        Of the order of shuffled rows, and of the epochs.
-    """
-
-    size: int
-    number: int
-    pinned: int
-    sampling: str
-    seed: int
-
-    @property
-    def free(self) -> int:
-        """Rows that are not pinned."""
-        return self.size - self.pinned
-
-    def draw(self, rng_key: PRNGKey, step: Array, thresholds: Array | None) -> Array:
-        """Start of a block, or indices of rows."""
-        if self.sampling == "blocks":
-            return self.pinned + jax.random.randint(rng_key, (), 0, self.free)
-        if self.sampling == "epochs":
-            return self.pinned + self._of_epoch(step)
-        if self.sampling == "importance":
-            assert thresholds is not None
-            bits = jax.random.bits(rng_key, (self.number,), jnp.uint32)
-            return jnp.searchsorted(thresholds, bits, side="right")
-        if self.sampling == "replacement":
-            return jax.random.randint(rng_key, (self.number,), 0, self.size)
-        return scattered(jnp.arange(self.number), rng_key, self.size)
-
-    def _of_epoch(self, step: Array) -> Array:
-        """Start of a block: the blocks of an epoch do not overlap, and come in random order."""
-        blocks = self.free // self.number
-        epoch, turn = step // blocks, step % blocks
-        key = jax.random.fold_in(jax.random.key(self.seed), epoch)
-        key_order, key_offset = jax.random.split(key)
-        # What does not fill a block is left out of an epoch: at another place in each of them.
-        offset = jax.random.randint(key_offset, (), 0, self.free)
-        block = scattered(jnp.reshape(turn, (1,)), key_order, blocks)[0]
-        return (offset + block * self.number) % self.free
 
 
 @functools.partial(
@@ -185,8 +121,9 @@ class PlateReader:
         return places if self.order is None else self.layout.numbers(self.order)[places]
 
 
-type Reader = dict[str, PlateReader]
-"""Readers of all plates that are read in batches, by name."""
+type Reader = dict[str, Any]
+"""Readers of all plates that are read in batches, by name: a `PlateReader` each, or the
+`StreamReader` of the only one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +135,8 @@ class Draw:
     @classmethod
     def of(cls, reader: Reader) -> Partial:
         """``draw(rng_key, step)`` of an estimator."""
+        if is_streamed(reader):
+            return Partial(Unread())
         thresholds = {name: each.thresholds for name, each in reader.items()}
         return Partial(cls(tuple((name, r.plan) for name, r in reader.items())), thresholds)
 
@@ -238,6 +177,12 @@ def batch_sizes_of(owner: str, target: Any, batch_size: Any) -> dict[str, int]:
         sizes = dict(batch_size)
     else:
         sizes = dict.fromkeys(plates, batch_size)
+    if target.stream is not None and sizes != {n: p.batch_size for n, p in plates.items()}:
+        raise ValueError(
+            f"{owner}: the batch size belongs to the stream, where it is "
+            f"{target.stream.batch_size}; got {batch_size!r}. Leave it out, or set it by "
+            "langevin_ppl.stream(..., batch_size=)."
+        )
     return _checked_sizes(owner, plates, sizes)
 
 
@@ -270,7 +215,7 @@ def reader_of(
     Parameters
     ----------
     target
-        With ``data``, ``plates`` and ``row_arrays``.
+        With ``data``, ``plates``, ``row_arrays`` and ``stream``.
     sizes
         Batch size of every plate.
     sampling, seed
@@ -285,6 +230,8 @@ def reader_of(
     ValueError
         If rows are spread over devices that would have to send them to each other.
     """
+    if target.stream is not None:
+        return stream_reader(target, sampling)
     layout = layout_for(target, sampling)
     readers = {}
     for place, (name, plate) in enumerate(target.plates.items()):
@@ -366,48 +313,14 @@ def _drawable(probabilities: Array) -> tuple[Array, Array]:
     return jnp.asarray(inner.astype(np.uint32)), jnp.asarray(exact, jnp.result_type(float))
 
 
-def scattered(positions: Array, rng_key: PRNGKey, size: int) -> Array:
-    """Images of positions under a random permutation of ``range(size)``.
-
-    The permutation is a Feistel network that walks along its cycles until it is back below
-    ``size``; it is never written down, so that a few images cost the same however large it is.
-
-    Parameters
-    ----------
-    positions
-        Distinct integers below ``size``, ``[number]``.
-    """
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    mask = jnp.uint32(2**half - 1)
-    rounds = jax.random.bits(rng_key, (ROUNDS,), jnp.uint32)
-
-    def mixed(x: Array) -> Array:
-        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-        return x ^ (x >> 16)
-
-    def permuted(x: Array) -> Array:
-        left, right = x >> half, x & mask
-        for key in rounds:
-            left, right = right, left ^ (mixed(right ^ key) & mask)
-        return (left << half) | right
-
-    def walk(x: Array) -> Array:
-        return jnp.where(x < size, x, permuted(x))
-
-    first = permuted(positions.astype(jnp.uint32))
-    last = jax.lax.while_loop(lambda x: jnp.any(x >= size), walk, first)
-    return last.astype(jnp.int32)
-
-
 def whole_mean(reader: Reader, fn: Callable[[dict[str, Rows]], Any]) -> Any:
     """Mean of a function of rows over blocks that together are all the data.
 
     For a function that is linear in the log density on rows, that is its value on all the data.
     One plate is read block by block; several are read as a whole.
     """
-    if len(reader) != 1:
-        return fn({})
+    if len(reader) != 1 or is_streamed(reader):
+        return fn({})  # of a stream it is refused there, because not all rows are in memory
     ((name, only),) = reader.items()
     size = only.plan.size
     number = only.even(min(BLOCK, size))

@@ -66,6 +66,11 @@ class Svrg:
 
     def reader(self, target: Any) -> Reader:
         """Make the rows of a target ready."""
+        if target.stream is not None:
+            raise ValueError(
+                "svrg: looks at all rows again and again, and those of a stream are not in memory. "
+                "Use langevin_ppl.control_variates, which does so once, or langevin_ppl.minibatch."
+            )
         sizes = batch_sizes_of("svrg", target, self.batch_size)
         return reader_of(target, sizes, self.sampling, self.seed)
 

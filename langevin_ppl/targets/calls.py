@@ -14,10 +14,11 @@ import numpy as np
 from numpyro.primitives import Messenger
 
 from langevin_ppl.base import Array
+from langevin_ppl.streams import Column, Stream
 from langevin_ppl.targets.leaves import Spec, Static, join, split
 from langevin_ppl.tree import leaf_names
 
-__all__ = ["Arguments", "Code", "Slot", "bind", "by_name", "model_name"]
+__all__ = ["Arguments", "Code", "Slot", "bind", "by_name", "model_name", "stream_of"]
 
 type Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -124,6 +125,24 @@ def bind(
     data = {k: value for k, value in by_slot.items() if k not in code}
     spec, arrays = split(data, {k: jax.tree.map(_concrete, value) for k, value in code.items()})
     return Code(model, spec), arrays
+
+
+def stream_of(arguments: Any) -> Stream | None:
+    """Get the stream whose columns are among the arguments of a model.
+
+    Raises
+    ------
+    ValueError
+        If there are several, whose rows would not come together.
+    """
+    columns = [leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, Column)]
+    streams = {id(column.stream): column.stream for column in columns}
+    if len(streams) > 1:
+        raise ValueError(
+            f"lp.target: expected columns of one stream, got those of {len(streams)}. Rows that "
+            "belong together are read together: langevin_ppl.stream(X, y, batch_size=...)."
+        )
+    return next(iter(streams.values()), None)
 
 
 def _concrete(leaf: Any) -> Any:

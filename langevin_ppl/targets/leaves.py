@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import Array
+from langevin_ppl.streams import Absent, Column
 
 __all__ = ["Spec", "Static", "join", "split"]
 
@@ -71,7 +72,7 @@ class Spec(NamedTuple):
 
 
 def _is_data(leaf: Any) -> bool:
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, jax.Array | Absent | Column):
         return True
     return isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "biufcV"
 
@@ -89,9 +90,11 @@ def split(tree: Any, static: Mapping[str, Any] | None = None) -> tuple[Spec, tup
     Returns
     -------
     spec, arrays
+        In the place of a stream's column its `Absent`.
         ``join(spec, arrays)`` is ``(tree, static)`` again.
     """
-    leaves, treedef = jax.tree.flatten((tree, {k: Static(v) for k, v in (static or {}).items()}))
+    fixed = {k: Static(v) for k, v in (static or {}).items()}
+    leaves, treedef = jax.tree.flatten((tree, fixed), is_leaf=lambda leaf: isinstance(leaf, Absent))
     codes: list[Static | None] = []
     arrays: list[Array] = []
     for leaf in leaves:
@@ -99,10 +102,16 @@ def split(tree: Any, static: Mapping[str, Any] | None = None) -> tuple[Spec, tup
             codes.append(leaf)
         elif _is_data(leaf):
             codes.append(None)
-            arrays.append(jnp.asarray(leaf))
+            arrays.append(_as_array(leaf))
         else:
             codes.append(Static(leaf))
     return Spec(treedef, tuple(codes)), tuple(arrays)
+
+
+def _as_array(leaf: Any) -> Any:
+    if isinstance(leaf, Column):
+        return Absent(leaf.shape, leaf.dtype, leaf.name)
+    return leaf if isinstance(leaf, Absent) else jnp.asarray(leaf)
 
 
 def join(spec: Spec, arrays: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:

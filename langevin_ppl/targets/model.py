@@ -8,15 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from numpyro.infer import init_to_uniform
 
 from langevin_ppl.base import Array, LogDensity, Plate, Position, PRNGKey, Rows
-from langevin_ppl.devices import to_host
+from langevin_ppl.devices import place, to_host
+from langevin_ppl.streams import Absent, Stream
 from langevin_ppl.targets import programs
-from langevin_ppl.targets.calls import Code, bind, by_name, model_name
+from langevin_ppl.targets.calls import Code, bind, by_name, model_name, stream_of
 from langevin_ppl.targets.leaves import Static
-from langevin_ppl.targets.structure import Structure, inspect_model
+from langevin_ppl.targets.structure import Structure, inspect_model, refuse_numbers
 from langevin_ppl.targets.target import BaseTarget, Options, Proposal
 from langevin_ppl.tree import all_finite
 
@@ -41,26 +43,31 @@ class ModelTarget(BaseTarget):
         arrays: tuple[Array, ...],
         fixed: dict[str, Any] | None,
         options: Options,
+        batch_size: int | None = None,
+        stream: Stream | None = None,
     ):
         self._code = code
         self._arrays = arrays
         self._fixed = fixed
         self.options = options
+        self._batch_size = batch_size
+        self.stream = stream
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
-        """Arrays are leaves, all else is structure."""
-        return (self._arrays, self._fixed), (self._code, Static(self.options))
+        """Arrays are leaves, all else is structure; a stream stays on the host."""
+        return (self._arrays, self._fixed), (self._code, Static(self.options), self._batch_size)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: tuple[Any, ...]) -> "ModelTarget":
         """Inverse of `tree_flatten`."""
-        code, options = aux
+        code, options, batch_size = aux
         arrays, fixed = children
-        return cls(code, arrays, fixed, options.value)
+        return cls(code, arrays, fixed, options.value, batch_size)
 
     def _with_options(self, options: Options) -> "ModelTarget":
         if options.static == self.options.static:
-            return ModelTarget(self._code, self._arrays, self._fixed, options)
+            streamed = self._batch_size, self.stream
+            return ModelTarget(self._code, self._arrays, self._fixed, options, *streamed)
         model = self._code.model
         args, kwargs = self._code.arguments(self._arrays)
         passed = by_name(model.value, args, kwargs)
@@ -70,7 +77,8 @@ class ModelTarget(BaseTarget):
                 f"target.replace: static names no argument that was passed to {self.description}: "
                 f"{', '.join(unknown)}; passed were {', '.join(passed) or 'none'}."
             )
-        return ModelTarget(*bind(model, args, kwargs, options.static), None, options)
+        streamed = self._batch_size, self.stream
+        return ModelTarget(*bind(model, args, kwargs, options.static), None, options, *streamed)
 
     @functools.cached_property
     def structure(self) -> Structure:
@@ -84,7 +92,10 @@ class ModelTarget(BaseTarget):
             For a model that needs the value of an argument; the message names it.
         """
         try:
-            return inspect_model(self._code, self._arrays)
+            found = inspect_model(self._code, self._arrays, self._batch_size)
+            if self.stream is not None and self.stream.order is None:
+                refuse_numbers(self._code, self._arrays, found)
+            return found
         except NEEDS_CONCRETE as error:
             raise TypeError(self._explain_concrete(error)) from error
         except Exception as error:
@@ -98,7 +109,7 @@ class ModelTarget(BaseTarget):
         def suffices(names: list[str]) -> bool:
             try:
                 other = self.replace(static=(*declared, *names))
-                inspect_model(other._code, other._arrays)
+                inspect_model(other._code, other._arrays, self._batch_size)
             except NEEDS_CONCRETE:
                 return False
             except Exception:  # another fault, which will be said when this one is cured
@@ -132,8 +143,39 @@ class ModelTarget(BaseTarget):
         if not names:
             return self._arrays, {}
         return self._arrays, programs.fixed_values(
-            self._code, self._arrays, jax.random.key(0), names
+            self._code, self._arrays, jax.random.key(0), names, self._blank
         )
+
+    @functools.cached_property
+    def _blank(self) -> dict[str, Rows] | None:
+        """A row of zeros in the place of a stream's rows, for programs that look at none."""
+        if self._batch_size is None:
+            return None
+        return self._rows_of(np.zeros(1, int), lambda a: np.zeros((1, *a.shape[1:]), a.dtype))
+
+    def _rows_of(self, indices: Any, values: Callable[[Absent], Any]) -> dict[str, Rows]:
+        """Rows of the plate that a stream's columns are read in."""
+        ((name, plate),) = self.plates.items()
+        slices = {
+            (read.argument, read.axis): jnp.asarray(values(absent))
+            for read in self.structure.reads
+            if isinstance(absent := self._arrays[read.argument], Absent)
+        }
+        rows = {name: Rows(jnp.asarray(indices), None, slices, plate.size)}
+        return place(rows, self.mesh)
+
+    def some_rows(self, number: int) -> dict[str, Rows]:
+        """Rows from all over a stream, in memory, each with weight ``size / number``.
+
+        Parameters
+        ----------
+        number
+            How many, at most.
+        """
+        assert self.stream is not None
+        indices, columns = self.stream.sample_rows(number)
+        places = {column.name: column.number for column in self.stream.columns}
+        return self._rows_of(indices, lambda absent: columns[places[absent.name]])
 
     @property
     def summed_out(self) -> tuple[str, ...]:
@@ -147,7 +189,14 @@ class ModelTarget(BaseTarget):
 
     def with_data(self, data: tuple[Array, ...]) -> "ModelTarget":
         """Return a copy with other arrays of the same shapes."""
-        return ModelTarget(self._code, data, self._fixed, self.options)
+        streamed = self._batch_size, self.stream
+        return ModelTarget(self._code, data, self._fixed, self.options, *streamed)
+
+    def read_onto(self, mesh: Mesh) -> "ModelTarget":
+        """Return a copy whose stream's rows are put on the devices of a mesh."""
+        copy = self.with_data(self.data)
+        copy.mesh = mesh
+        return copy
 
     @property
     def logdensity_fn(self) -> LogDensity:
@@ -157,6 +206,13 @@ class ModelTarget(BaseTarget):
         """
         nesting = self.structure.nesting if self.summed_out else None
         return Partial(programs.ModelLogDensity(self._code, nesting), *self._data)
+
+    @property
+    def starting_density_fn(self) -> LogDensity:
+        """Log density by which starting positions are tried: of a stream, that on some rows."""
+        if self.stream is None:
+            return self.logdensity_fn
+        return Partial(self.batch_logdensity_fn, self.some_rows(TRIED_ROWS))
 
     @property
     def plates(self) -> dict[str, Plate]:
@@ -243,13 +299,14 @@ class ModelTarget(BaseTarget):
             radius = float(keywords.get("radius", 2.0))
             return programs.Uniform(self.structure.layout, radius), ()
         names = tuple(self.structure.prototype)
-        return programs.Strategy(self._code, Static(strategy), names), self._data
+        return programs.Strategy(self._code, Static(strategy), names), (*self._data, self._blank)
 
     def explain(self, position: Position) -> str:
         """Say which sites are at fault where the log density will not do."""
         values = self.constrain(position)
         latent = {name: values[name] for name in self.structure.prototype}
-        terms = programs.site_logdensities(self._code, *self._data, latent)
+        rows = None if self.stream is None else self.some_rows(TRIED_ROWS)
+        terms = programs.site_logdensities(self._code, *self._data, latent, rows)
         missing = {
             name: f", NaN in its {where}"
             for name, value in self.observed_data.items()
@@ -260,7 +317,7 @@ class ModelTarget(BaseTarget):
             for name, term in terms.items()
             if not bool(all_finite(term))
         ]
-        gradient = jax.grad(self.logdensity_fn)(position)
+        gradient = jax.grad(self.starting_density_fn)(position)
         steep = [repr(name) for name, g in gradient.items() if not bool(all_finite(g))]
         what = []
         if bad:
@@ -270,7 +327,8 @@ class ModelTarget(BaseTarget):
         holes = [
             f"'{label}' has NaN in its {where}"
             for _, label, number in self._code.slots(len(self._arrays))
-            if (where := _nan_rows(self._arrays[number]))
+            if not isinstance(self._arrays[number], Absent)
+            and (where := _nan_rows(self._arrays[number]))
         ]
         data = f" Of the arguments, {' and '.join(holes)}." if holes else ""
         return (
@@ -292,7 +350,9 @@ class ModelTarget(BaseTarget):
             Number of leading axes, 2 for ``[chain, draw]``.
         """
         hidden = self.structure.hidden
-        return programs.constrain(self._code, *self._data, position, batch_ndims, hidden)
+        return programs.constrain(
+            self._code, *self._data, position, batch_ndims, hidden, self._blank
+        )
 
     def predict(
         self, rng_key: PRNGKey, samples: Mapping[str, Any], *args: Any, **kwargs: Any
@@ -383,17 +443,21 @@ class ModelTarget(BaseTarget):
 
     @property
     def observed_data(self) -> dict[str, Array]:
-        """Values of the observed sites."""
-        return programs.observed_values(self._code, *self._data, self.structure.observed)
+        """Values of the observed sites, without those that are read from a stream."""
+        streamed = set(self.plates) if self._batch_size is not None else set()
+        names = tuple(
+            n for n in self.structure.observed if not streamed & set(self.structure.dims[n])
+        )
+        return programs.observed_values(self._code, *self._data, names, self._blank)
 
     @property
     def constant_data(self) -> dict[str, Array]:
-        """Arrays among the arguments that are not themselves observed."""
+        """Arrays among the arguments that are not themselves observed, nor read from a stream."""
         observed = self.structure.observed_arguments
         return {
             label: self._arrays[i]
             for _, label, i in self._code.slots(len(self._arrays))
-            if i not in observed
+            if i not in observed and not isinstance(self._arrays[i], Absent)
         }
 
     @property
@@ -401,6 +465,9 @@ class ModelTarget(BaseTarget):
         """What the target is, for messages and the attributes of a run."""
         return f"model {model_name(self._code.model.value)}"
 
+
+TRIED_ROWS = 2**14
+"""Rows of a stream on which starting positions are tried."""
 
 MAX_NAMED = 5
 """Most rows that a message names."""
@@ -423,8 +490,9 @@ def target(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelTarget:
     """Make a target of a NumPyro model and its arguments.
 
     Arrays among the arguments are data: a second target with arrays of the same shapes reuses
-    every compiled program. Python numbers, strings and callables are part of the program, and
-    so are the arguments named by ``target.replace(static=...)``.
+    every compiled program. So are the columns of a `stream`, whose rows stay where they are. Python
+    numbers, strings and callables are part of the program, and so are the arguments named by
+    ``target.replace(static=...)``.
 
     Parameters
     ----------
@@ -461,4 +529,7 @@ def target(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelTarget:
         raise TypeError(
             f"lp.target: expected a NumPyro model (a function), got {type(model).__name__}."
         )
-    return ModelTarget(*bind(Static(model), args, kwargs, ()), None, Options())
+    code, arrays = bind(Static(model), args, kwargs, ())
+    stream = stream_of((args, kwargs))
+    batch_size = None if stream is None else stream.batch_size
+    return ModelTarget(code, arrays, None, Options(), batch_size, stream)

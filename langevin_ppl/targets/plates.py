@@ -8,6 +8,7 @@ from jax.tree_util import all_leaves
 from numpyro.primitives import _PYRO_STACK, Messenger, plate
 
 from langevin_ppl.base import Array, Plate, Rows
+from langevin_ppl.streams import Absent, StreamError
 
 __all__ = ["OnRows", "Read", "subsampled"]
 
@@ -69,6 +70,8 @@ class OnRows(Messenger):
     arrays
         The model's arrays, as it will see them: a ``numpyro.subsample`` of one of them takes the
         rows from `Rows.slices`, where they are, and any other value is read by indices.
+    abstract
+        Whether this is a trace of shapes alone, in which zeros can stand for the rows of a stream.
     """
 
     def __init__(
@@ -76,9 +79,11 @@ class OnRows(Messenger):
         fn: Callable[..., Any],
         rows: Mapping[str, Rows] | None = None,
         arrays: tuple[Array, ...] = (),
+        abstract: bool = False,
     ):
         super().__init__(fn)
         self.rows = rows or {}
+        self.abstract = abstract
         self.arguments = {id(array): number for number, array in enumerate(arrays)}
         self.reads: list[Read] = []
         self.asks_for_key = False
@@ -102,9 +107,9 @@ class OnRows(Messenger):
 
     def _fill(self, msg: Any) -> None:
         size, batch_size = msg["args"]
-        if batch_size is None or batch_size == size:
-            return
         name = msg["name"]
+        if (batch_size is None or batch_size == size) and name not in self.rows:
+            return
         indices = self.rows[name].indices if name in self.rows else jnp.arange(size)
         msg["declared"] = (size, batch_size)
         msg["args"] = (size, indices.shape[0])
@@ -113,6 +118,9 @@ class OnRows(Messenger):
     def _read(self, msg: Any) -> None:
         event_dim = msg["kwargs"].get("event_dim")
         if event_dim is None:
+            return
+        if isinstance(msg["value"], Absent):
+            self._read_stream(msg, event_dim)
             return
         whole = value = msg["value"]
         argument = self.arguments.get(id(whole))
@@ -138,6 +146,33 @@ class OnRows(Messenger):
         if value is not whole:
             msg["value"] = value
             msg["kwargs"] = {**msg["kwargs"], "event_dim": None}  # the plates need not look again
+
+    def _read_stream(self, msg: Any, event_dim: int) -> None:
+        column, axis = msg["value"], -msg["value"].ndim
+        around = [h for h in _PYRO_STACK if isinstance(h, plate)]
+        inside = [h for h in around if h.dim - event_dim == axis and h.size == column.shape[0]]
+        if not inside:
+            sizes = ", ".join(f"'{h.name}' of {h.size} rows" for h in around) or "none"
+            raise ValueError(
+                f"The column '{column.name}' of shape {column.shape} is read by numpyro.subsample("
+                f"..., event_dim={event_dim}): expected to be inside a plate of {column.shape[0]} "
+                f"rows, with an event_dim of {column.ndim} less the axes of plates; plates around "
+                f"it are {sizes}."
+            )
+        name, argument = inside[0].name, self.arguments[id(column)]
+        self.reads.append(Read(name, argument, axis))
+        rows = self.rows.get(name)
+        value = None if rows is None else rows.slices.get((argument, axis))
+        if value is None:
+            if not self.abstract:
+                raise StreamError(
+                    f"This needs all rows of the column '{column.name}', which is read from a "
+                    "stream. For a part of the data that fits into memory, make a target of arrays."
+                )
+            value = jnp.zeros(column.shape, column.dtype)
+            value = value if rows is None else jnp.take(value, rows.indices, 0)
+        msg["value"] = value
+        msg["kwargs"] = {**msg["kwargs"], "event_dim": None}
 
     def _weigh(self, msg: Any) -> None:
         for frame in msg["cond_indep_stack"]:

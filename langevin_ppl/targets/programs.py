@@ -147,9 +147,10 @@ def constrain(
     position: Position,
     batch_ndims: int,
     hidden: frozenset[str] = frozenset(),
+    rows: dict[str, Rows] | None = None,
 ) -> dict[str, Array]:
     """Constrained sites and deterministics, but for those that are hidden."""
-    model, args, kwargs = _prepare(code, arrays, fixed)
+    model, args, kwargs = _prepare(code, arrays, fixed, rows)
     # Only discrete sites, and what hangs on them, could see this key.
     model = handlers.seed(model, jax.random.key(0))
     values = constrain_fn(
@@ -160,10 +161,14 @@ def constrain(
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def observed_values(
-    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], names: tuple[str, ...]
+    code: Code,
+    arrays: tuple[Array, ...],
+    fixed: dict[str, Any],
+    names: tuple[str, ...],
+    rows: dict[str, Rows] | None = None,
 ) -> dict[str, Array]:
     """Values of observed sites."""
-    model, args, kwargs = _prepare(code, arrays, fixed)
+    model, args, kwargs = _prepare(code, arrays, fixed, rows)
     seeded = handlers.substitute(
         handlers.seed(model, jax.random.key(0)), substitute_fn=init_to_uniform()
     )
@@ -173,23 +178,30 @@ def observed_values(
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def fixed_values(
-    code: Code, arrays: tuple[Array, ...], rng_key: PRNGKey, names: tuple[str, ...]
+    code: Code,
+    arrays: tuple[Array, ...],
+    rng_key: PRNGKey,
+    names: tuple[str, ...],
+    rows: dict[str, Rows] | None = None,
 ) -> dict[str, Any]:
     """Initial values of ``param`` and ``mutable`` sites."""
     args, kwargs = code.arguments(arrays)
-    seeded = handlers.substitute(
-        handlers.seed(OnRows(code.model.value), rng_key), substitute_fn=init_to_uniform()
-    )
+    model = OnRows(code.model.value, rows, arrays)
+    seeded = handlers.substitute(handlers.seed(model, rng_key), substitute_fn=init_to_uniform())
     trace = handlers.trace(seeded).get_trace(*args, **kwargs)
     return {name: trace[name]["value"] for name in names}
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def site_logdensities(
-    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], values: dict[str, Array]
+    code: Code,
+    arrays: tuple[Array, ...],
+    fixed: dict[str, Any],
+    values: dict[str, Array],
+    rows: dict[str, Rows] | None = None,
 ) -> dict[str, Array]:
     """Log density of every sample site at constrained values, summed over the site."""
-    model, args, kwargs = _prepare(code, arrays, fixed)
+    model, args, kwargs = _prepare(code, arrays, fixed, rows)
     seeded = handlers.seed(model, jax.random.key(0))
     trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
     return {

@@ -18,12 +18,13 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer import init_to_uniform
 
 from langevin_ppl.base import Array, Plate, Rows
+from langevin_ppl.streams import Absent
 from langevin_ppl.targets.calls import Code
 from langevin_ppl.targets.plates import OnRows, Read, subsampled
 from langevin_ppl.targets.target import RESERVED_DIMS
 from langevin_ppl.tree import Layout
 
-__all__ = ["Structure", "inspect_model"]
+__all__ = ["Structure", "inspect_model", "refuse_numbers"]
 
 
 class Structure(NamedTuple):
@@ -68,39 +69,48 @@ class Structure(NamedTuple):
     reads: frozenset[Read]
 
 
-def inspect_model(code: Code, arrays: tuple[Array, ...]) -> Structure:
-    """Trace a model abstractly. Cached, so that new data of the same shapes trace nothing."""
-    avals = tuple((a.shape, a.dtype) for a in arrays)
+def inspect_model(
+    code: Code, arrays: tuple[Array, ...], batch_size: int | None = None
+) -> Structure:
+    """Trace a model abstractly. Cached, so that new data of the same shapes trace nothing.
+
+    Parameters
+    ----------
+    batch_size
+        Of the stream whose columns are among the arrays; None without one.
+    """
+    avals = tuple(
+        a if isinstance(a, Absent) else jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays
+    )
     # A model may make arrays itself, in the precision of the moment.
-    return _inspect(code, avals, jnp.result_type(float))
+    return _inspect(code, avals, batch_size, jnp.result_type(float))
 
 
 @functools.lru_cache(maxsize=256)
 def _inspect(
-    code: Code, avals: tuple[tuple[tuple[int, ...], Any], ...], precision: Any
+    code: Code, avals: tuple[Any, ...], batch_size: int | None, precision: Any
 ) -> Structure:
     found: list[Structure] = []
 
     def traced(rng_key: Array, arrays: tuple[Array, ...], values: dict[str, Array]) -> Any:
         args, kwargs = code.arguments(arrays)
-        model = OnRows(code.model.value, arrays=arrays)
+        model = OnRows(code.model.value, arrays=arrays, abstract=True)
         seeded = handlers.substitute(handlers.seed(model, rng_key), substitute_fn=init_to_uniform())
         trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
         if not found:
-            found.append(_structure(trace, arrays, model))
+            found.append(_structure(trace, arrays, model, batch_size))
         of_type = {kind: {} for kind in ("sample", "deterministic")}
         for name, site in trace.items():
             of_type.get(site["type"], {})[name] = site["value"]
         discrete = {name: of_type["sample"][name] for name in found[0].enumerated}
         return discrete, of_type["deterministic"]
 
-    shapes = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in avals)
-    discrete, deterministics = jax.eval_shape(traced, jax.random.key(0), shapes, {})
+    discrete, deterministics = jax.eval_shape(traced, jax.random.key(0), avals, {})
     if found[0].plates:
-        _refuse_leaks(code, shapes, found[0].plates)
+        _refuse_leaks(code, avals, found[0].plates)
     if not (discrete and deterministics):
         return found[0]
-    jaxpr = jax.make_jaxpr(lambda *given: traced(*given)[1])(jax.random.key(0), shapes, discrete)
+    jaxpr = jax.make_jaxpr(lambda *given: traced(*given)[1])(jax.random.key(0), avals, discrete)
     reached = _reached(jaxpr.jaxpr, len(jax.tree.leaves(discrete)))
     hidden = frozenset(
         name for name, yes in zip(sorted(deterministics), reached, strict=True) if yes
@@ -109,9 +119,7 @@ def _inspect(
     return found[0]._replace(hidden=hidden, dims=dims)
 
 
-def _refuse_leaks(
-    code: Code, shapes: tuple[jax.ShapeDtypeStruct, ...], plates: dict[str, Plate]
-) -> None:
+def _refuse_leaks(code: Code, shapes: tuple[Any, ...], plates: dict[str, Plate]) -> None:
     """Refuse sites that read the rows of a subsampled plate in which they are not."""
     stacks: dict[str, dict[str, int]] = {}
     factors: dict[str, tuple[int, ...]] = {}
@@ -123,7 +131,9 @@ def _refuse_leaks(
             for other, plate in plates.items()
         }
         rows[name] = Rows(indices, None, {}, plates[name].size)
-        model = handlers.seed(OnRows(code.model.value, rows, arrays), jax.random.key(0))
+        model = handlers.seed(
+            OnRows(code.model.value, rows, arrays, abstract=True), jax.random.key(0)
+        )
         seeded = handlers.substitute(model, substitute_fn=init_to_uniform())
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         values = {}
@@ -166,6 +176,34 @@ def _refuse_leaks(
                 )
 
 
+def refuse_numbers(code: Code, arrays: tuple[Any, ...], structure: Structure) -> None:
+    """Refuse a model that reads the numbers of rows, where a stream does not know them."""
+    ((name, plate),) = structure.plates.items()
+    columns = {r.argument: (r.argument, r.axis) for r in structure.reads}
+
+    def values(indices: Array) -> list[Array]:
+        slices = {
+            key: jnp.zeros((indices.shape[0], *arrays[number].shape[1:]), arrays[number].dtype)
+            for number, key in columns.items()
+        }
+        args, kwargs = code.arguments(arrays)
+        model = OnRows(code.model.value, {name: Rows(indices, None, slices, plate.size)}, arrays)
+        seeded = handlers.substitute(
+            handlers.seed(model, jax.random.key(0)), substitute_fn=init_to_uniform()
+        )
+        trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        sites = [site for site in trace.values() if site["type"] == "sample"]
+        return [jnp.sum(site["fn"].log_prob(site["value"])) for site in sites]
+
+    jaxpr = jax.make_jaxpr(values)(jax.ShapeDtypeStruct((2,), jnp.arange(1).dtype))
+    if any(_reached(jaxpr.jaxpr, 1)):
+        raise ValueError(
+            f"The model reads the numbers of the rows of the plate '{name}', which batches of an "
+            "iterable do not have. Put what depends on the row into a column of the stream, and "
+            "read it by numpyro.subsample."
+        )
+
+
 def _reached(jaxpr: Any, number: int) -> list[bool]:
     """Whether each output depends on any of the last ``number`` inputs."""
     first = len(jaxpr.invars) - number
@@ -191,7 +229,10 @@ def _depends(jaxpr: Any, marked: list[bool]) -> list[bool]:
 
 
 def _structure(
-    trace: dict[str, dict[str, Any]], arrays: tuple[Array, ...], model: OnRows
+    trace: dict[str, dict[str, Any]],
+    arrays: tuple[Array, ...],
+    model: OnRows,
+    batch_size: int | None,
 ) -> Structure:
     samples = {k: v for k, v in trace.items() if v["type"] == "sample"}
     latent = {k: v for k, v in samples.items() if not v["is_observed"]}
@@ -200,6 +241,8 @@ def _structure(
     }
     enumerated = tuple(k for k, v in latent.items() if v["fn"].support.is_discrete)
     plates = subsampled(trace)
+    if batch_size is not None:
+        plates = _streamed(arrays, model.reads, plates, batch_size)
     _refuse(latent)
     if plates:
         _refuse_in_plates(trace, latent, plates, model.asks_for_key)
@@ -227,6 +270,31 @@ def _structure(
         plates=plates,
         reads=frozenset(read for read in model.reads if read.plate in plates),
     )
+
+
+def _streamed(
+    arrays: tuple[Any, ...], reads: list[Read], plates: dict[str, Plate], batch_size: int
+) -> dict[str, Plate]:
+    """Get the plate that a stream's columns are read in, with the stream's batch size."""
+    columns = {number: a for number, a in enumerate(arrays) if isinstance(a, Absent)}
+    where = {number: {r.plate for r in reads if r.argument == number} for number in columns}
+    unread = [columns[number].name for number, names in where.items() if not names]
+    if unread:
+        raise ValueError(
+            f"The column {', '.join(map(repr, unread))} of the stream is not read: expected "
+            "numpyro.subsample(column, event_dim=...) inside a plate of all its rows. Leave the "
+            "column out of the stream, or read it."
+        )
+    names = set().union(*where.values())
+    others = sorted(set(plates) - names)
+    if len(names) > 1 or others:
+        raise ValueError(
+            "Expected the columns of a stream to be read in one plate, and no other plate to be "
+            f"subsampled, got {', '.join(sorted(names | set(others)))}. Read them together, and "
+            "leave subsample_size out of other plates."
+        )
+    (name,) = names
+    return {name: Plate(next(iter(columns.values())).shape[0], batch_size)}
 
 
 def _refuse_in_plates(

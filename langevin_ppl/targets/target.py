@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.core
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from langevin_ppl.base import Array, GradientEstimator, LogDensity, Plate, Position, PRNGKey
 from langevin_ppl.tree import all_finite, ravel
@@ -98,6 +99,9 @@ class BaseTarget:
     """Shared surface of targets; see `langevin_ppl.base.Target`."""
 
     options: Options
+    stream: Any = None
+    mesh: Mesh | None = None
+    """Devices that rows of the stream are put on as they are read."""
 
     @property
     def summed_out(self) -> tuple[str, ...]:
@@ -113,6 +117,11 @@ class BaseTarget:
     def logdensity_fn(self) -> LogDensity:
         """Log density on unconstrained space."""
         raise NotImplementedError
+
+    @property
+    def starting_density_fn(self) -> LogDensity:
+        """Log density by which starting positions are tried."""
+        return self.logdensity_fn
 
     def _with_options(self, options: Options) -> Self:
         raise NotImplementedError
@@ -179,7 +188,7 @@ class BaseTarget:
             If they were finite at none of 100 tries; the message names the sites.
         """
         propose, data = self.proposal()
-        position, valid = _jitted_first_valid(rng_key, self.logdensity_fn, data, propose)
+        position, valid = _jitted_first_valid(rng_key, self.starting_density_fn, data, propose)
         if not isinstance(valid, jax.core.Tracer) and not bool(valid):
             raise ValueError(self.explain(position))
         return position

@@ -8,12 +8,25 @@ import jax.numpy as jnp
 
 from langevin_ppl.base import Array, Rows
 from langevin_ppl.compilation import QUICK
-from langevin_ppl.fit import climb, minimize
-from langevin_ppl.gradients import Reader, whole_hessian, whole_mean
+from langevin_ppl.fit import climb, climb_on_host, minimize
+from langevin_ppl.gradients import (
+    Reader,
+    StreamReader,
+    whole_hessian,
+    whole_mean,
+    whole_of_stream,
+)
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup.start import curvature_factor
 
-__all__ = ["MAX_DECREMENT", "Settled", "on_some_rows", "settle_on_all", "some_rows"]
+__all__ = [
+    "MAX_DECREMENT",
+    "Settled",
+    "on_some_rows",
+    "settle_on_all",
+    "settle_on_stream",
+    "some_rows",
+]
 
 SOME_ROWS = 2**14
 """Rows on which a mode is looked for; the search costs some hundred gradients."""
@@ -62,6 +75,8 @@ def some_rows(reader: Reader, dimension: int) -> dict[str, Rows]:
     if len(reader) != 1:
         return {}
     ((name, only),) = reader.items()
+    if isinstance(only, StreamReader):
+        return {name: only.sample}
     number = only.even(max(SOME_ROWS, ROWS_PER_DIMENSION * dimension))
     return {} if number >= only.plan.size else {name: only.span(0, number)}
 
@@ -69,6 +84,39 @@ def some_rows(reader: Reader, dimension: int) -> dict[str, Rows]:
 def on_some_rows(on_rows: Any, rows: dict[str, Rows], position: Any) -> Array:
     """Log density on chosen rows, as a function for ``jax.tree_util.Partial``."""
     return on_rows(rows, position)
+
+
+def settle_on_stream(request: Any, reader: Reader, start: Array, factor: Array) -> Settled:
+    """Climb from the mode on some rows to that on all rows of a stream, a pass for each step.
+
+    In many dimensions, where the frame is a diagonal, one pass is made, at the start: it will do
+    as a centre, and the gradient there is what control variates need.
+
+    Parameters
+    ----------
+    request
+        With the target; `langevin_ppl.warmup.tune.Request`.
+    start, factor
+        As in `settle_on_all`.
+    """
+    layout = request.layout
+
+    def value_and_grad(flat: Array) -> tuple[Array, Array]:
+        estimate = whole_of_stream(request.target, reader, layout.unravel(flat))
+        return estimate.logdensity, layout.ravel(estimate.gradient)
+
+    if factor.ndim == 2:
+        keeper = request.keeper("mode", chains=False)
+        peak = climb_on_host(
+            value_and_grad, start, factor, keeper=keeper, progress=request.progress
+        )
+        curved = jnp.asarray(True)  # as on the rows in memory, whose frame this is
+        values = peak.position, peak.value, peak.gradient, factor, peak.decrement, curved
+        return jax.device_get(Settled(*values, peak.num_evaluations))
+    value, gradient = value_and_grad(start)
+    decrement = jnp.zeros(())
+    curved, one = jnp.asarray(True), jnp.asarray(1)
+    return jax.device_get(Settled(start, value, gradient, factor, decrement, curved, one))
 
 
 @functools.partial(jax.jit, static_argnames="layout", compiler_options=QUICK)

@@ -20,7 +20,10 @@ from langevin_ppl.gradients import (
     Svrg,
     batch_sizes_of,
     centre_at,
+    check_streamed,
     control_variates,
+    from_sample,
+    is_streamed,
     layout_for,
     minibatch,
     reader_of,
@@ -135,6 +138,13 @@ def kernel_and_gradient(kernel: Any, target: Any, gradient: Any) -> tuple[Any, A
     kernel = split_ghmc if kernel is None else kernel
     stochastic = isinstance(kernel, Kernel) and (kernel.target_acceptance_rate is None)
     stochastic |= getattr(kernel, "amortised", False)
+    looks_at_all = isinstance(gradient, Exact) or getattr(kernel, "exact", True)
+    if target.stream is not None and looks_at_all:
+        raise ValueError(
+            f"{kernel!r} with {gradient or 'all the data'}: the rows of a stream are not in memory "
+            "to look at all of them. Use an unadjusted kernel (langevin_ppl.ubu, "
+            "langevin_ppl.sgld) with langevin_ppl.control_variates or langevin_ppl.minibatch."
+        )
     if gradient is None:
         if not stochastic:
             ((name, plate), *_) = plates.items()
@@ -175,7 +185,12 @@ def reader_for(spec: Any, target: Any) -> Reader:
 def measuring(spec: Any, reader: Reader, layout: Layout) -> dict[str, Any] | None:
     """Static arguments of `measure_rows`; None where the noise of rows is not looked at."""
     open_variates = isinstance(spec, ControlVariates) and spec.centre is None
-    if not open_variates or len(reader) != 1 or layout.dimension > DENSE_LIMIT:
+    if (
+        is_streamed(reader)
+        or not open_variates
+        or len(reader) != 1
+        or layout.dimension > DENSE_LIMIT
+    ):
         return None
     ((name, only),) = reader.items()
     number = spec.pinned if isinstance(spec.pinned, int) and spec.pinned else PINNED
@@ -239,6 +254,8 @@ def choose(
     if isinstance(spec, ControlVariates) and spec.centre is None and mode is not None:
         if measuring(spec, reader, layout) is not None:
             return _best_variates(rng_key, request, spec, reader, mode, turn)
+        if is_streamed(reader):
+            check_streamed(spec)
         spec = _plain_variates(spec, target)
         centre = _centre(target, reader, layout, mode, spec.order)
         source = spec.about(target, reader, centre)
@@ -254,7 +271,8 @@ def choose(
         shape = (2, 4, layout.dimension)
         normals = jax.random.normal(rng_key, shape, positions.dtype)
         starts, ends = mode.position + scaled(normals, jnp.asarray(mode.factor))
-    noise = measure_estimator(rng_key, source, starts, ends, frame.factor, layout)
+    in_memory = from_sample(source, reader)
+    noise = measure_estimator(rng_key, in_memory, starts, ends, frame.factor, layout)
     passes = request.kernel.gradients_per_step * _rows_per_step(spec, reader)
     about_mode = isinstance(spec, ControlVariates) and spec.centre is None
     step_size = _allowed(request, noise, mode, turn)

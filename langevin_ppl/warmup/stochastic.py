@@ -5,6 +5,7 @@ the gradient, measured in that frame, allows. Its covariance ``S`` heats the slo
 ``h S / 2`` (overdamped) or ``h S / (2 friction)`` (kinetic) of the temperature.
 """
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -21,8 +22,15 @@ from langevin_ppl import run
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
 from langevin_ppl.compilation import ONCE, QUICK, ahead
 from langevin_ppl.devices import CHAIN, place, to_host
-from langevin_ppl.gradients import ControlVariates, Reader, minibatch, whole_mean
+from langevin_ppl.gradients import (
+    ControlVariates,
+    Reader,
+    is_streamed,
+    minibatch,
+    whole_mean,
+)
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
+from langevin_ppl.supply import Supply, draws_per_step
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup.begin import find
@@ -31,6 +39,7 @@ from langevin_ppl.warmup.centre import (
     Settled,
     on_some_rows,
     settle_on_all,
+    settle_on_stream,
     some_rows,
 )
 from langevin_ppl.warmup.choose import (
@@ -179,9 +188,15 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     reader = reader_for(request.gradient, request.target)
     ready = set_by_noise(start_keys, request, reader)
     plan, parameters, source = ready.plan, ready.parameters, ready.choice.source
-    chains, warmup = run.Chains(begun(start_keys, ready)), None
+    supply = _supply(request)
+    chains, warmup = run.Chains(begun(start_keys, ready, supply)), None
+    if supply is not None:
+        supply = supply._replace(
+            per_step=draws_per_step(plan.build, source, chains.states, parameters, supply.first())
+        )
+    num_steps = math.ceil(request.num_warmup / ready.thinning)
     options = {"probe": ready.probe, "thinning": ready.thinning}
-    wait = run.prepare(keys, source, chains, parameters, plan, **options)
+    wait = run.prepare(keys, source, chains, parameters, plan, supply=supply, **options)
     log_weights = _laplace(jax.random.fold_in(start_keys[0], 3), request, reader, ready.mode)
     wait()
     if request.num_warmup > 0:
@@ -191,9 +206,11 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
             chains,
             parameters,
             plan,
-            num_steps=math.ceil(request.num_warmup / ready.thinning),
+            num_steps=num_steps,
             progress=request.progress,
             label="warm-up",
+            keeper=request.keeper("warm-up"),
+            supply=supply,
             **options,
         )
         if not warmup.complete:
@@ -215,7 +232,17 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
         passes_per_step=ready.choice.passes_per_step,
         log_weights=log_weights,
         thinning=ready.thinning,
+        supply=None if supply is None else supply.after(num_steps * ready.thinning),
     )
+
+
+def _supply(request: Request) -> Supply | None:
+    """Batches of a target's stream: the first one is for the states that chains begin in."""
+    target = request.target
+    if target.stream is None:
+        return None
+    (plate,) = target.plates
+    return Supply(target.stream, plate, 1, 1, request.mesh)
 
 
 def _tuned(request: Request) -> frozenset[str]:
@@ -249,12 +276,12 @@ def _start(
     target, layout = request.target, request.layout
     rows = some_rows(reader, layout.dimension)
     density = target.logdensity_fn
-    if rows:
+    if rows:  # of a stream always
         density = Partial(on_some_rows, target.batch_logdensity_fn, rows)
     data, options = finding(request, plan, search=search)
     options["search"] = search
     _, wait = ahead(find, (start_keys, density, data), options)
-    if search:
+    if search and not is_streamed(reader):
         _compile_ahead(request, reader)
     wait()
     found = find(start_keys, density, data, **options)
@@ -272,7 +299,11 @@ def _start(
         return jnp.asarray(elsewhere), None, notes, ()
     on_rows = target.batch_logdensity_fn if reader else _as_rows(target)
     best, frame = jnp.asarray(seen.ends[seen.best]), jnp.asarray(seen.frame)
-    settled = to_host(settle_on_all(on_rows, reader, best, frame, layout=layout))
+    settled: Any
+    if is_streamed(reader):
+        settled = settle_on_stream(request, reader, best, frame)
+    else:
+        settled = to_host(settle_on_all(on_rows, reader, best, frame, layout=layout))
     if not np.isfinite(settled.value):
         raise ValueError(target.explain(layout.unravel(settled.position)))
     if not (settled.curved and settled.decrement <= MAX_DECREMENT):
@@ -447,7 +478,7 @@ def _check_stable(kernel: Any, step_size: Any, turn: np.ndarray | None) -> None:
         )
 
 
-def begun(keys: PRNGKey, ready: Ready) -> Any:
+def begun(keys: PRNGKey, ready: Ready, supply: Supply | None = None) -> Any:
     """States of the kernel at the starting positions, leading axis ``chain``.
 
     About the mode the first gradient is that of the Gaussian there: as good as one from a batch,
@@ -455,7 +486,10 @@ def begun(keys: PRNGKey, ready: Ready) -> Any:
     """
     plan, positions, mode = ready.plan, ready.positions, ready.mode
     if mode is None or not ready.choice.about_mode:
-        return _first_states(keys, ready.choice.source, positions, ready.parameters, plan=plan)
+        source = ready.choice.source
+        if supply is not None:
+            source = dataclasses.replace(source, draw=Partial(_given, supply.first()))
+        return _first_states(keys, source, positions, ready.parameters, plan=plan)
     shifts, factor = to_host(positions) - mode.position, np.asarray(mode.factor)
     dense = factor.ndim == 2
     z = np.linalg.solve(factor, shifts.T).T if dense else shifts / factor
@@ -463,6 +497,11 @@ def begun(keys: PRNGKey, ready: Ready) -> Any:
     values = mode.value - 0.5 * np.sum(z**2, axis=1)
     dtype = positions.dtype
     return _as_states(positions, jnp.asarray(values, dtype), jnp.asarray(pulls, dtype), plan=plan)
+
+
+def _given(batch: Any, rng_key: PRNGKey, step: Array) -> Any:
+    """Draw what is there."""
+    return batch
 
 
 @functools.partial(jax.jit, static_argnames="plan", compiler_options=ONCE)
@@ -527,7 +566,11 @@ def _laplace(
 
 def _weighs(reader: Reader, layout: Layout) -> bool:
     """Whether looking at all rows for every draw of the Gaussian is cheap."""
-    return layout.dimension <= DENSE_LIMIT and _num_draws(reader) >= LAPLACE_DRAWS[0]
+    return (
+        not is_streamed(reader)
+        and layout.dimension <= DENSE_LIMIT
+        and _num_draws(reader) >= LAPLACE_DRAWS[0]
+    )
 
 
 def _num_draws(reader: Reader) -> int:

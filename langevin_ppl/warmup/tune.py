@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 from langevin_ppl import run
 from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey
 from langevin_ppl.compilation import ahead
-from langevin_ppl.devices import CHAIN, place, to_host
+from langevin_ppl.devices import CHAIN, place, share_of, to_host
 from langevin_ppl.kernels import Kernel
+from langevin_ppl.supply import Supply
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup.adaptation import Adaptation, Schedule
 from langevin_ppl.warmup.begin import Begun, Found, begin, find, settle
-from langevin_ppl.warmup.foreign import adapt_chains
+from langevin_ppl.warmup.foreign import Adapted, adapt_chains
 from langevin_ppl.warmup.moments import LOW_RANK, MAX_ROWS
 from langevin_ppl.warmup.report import describe_start, describe_stuck, describe_tuning
 from langevin_ppl.warmup.start import DENSE_LIMIT, Start
@@ -83,6 +84,8 @@ class Request(NamedTuple):
     gradient
         Function from the target to an estimator that reads a part of the data, or such an
         estimator; None for the exact gradient.
+    folder
+        `langevin_ppl.checkpoints.Folder` to keep the run in, or None.
     mesh
         Devices over which chains and data are spread; None for the default one.
     """
@@ -101,7 +104,14 @@ class Request(NamedTuple):
     keep_warmup: bool = False
     progress: bool = False
     gradient: Any = None
+    folder: Any = None
     mesh: Mesh | None = None
+
+    def keeper(self, stage: str, chains: bool = True) -> Any:
+        """Keeper of a loop, over chains or not, or None where the run is not kept."""
+        if self.folder is None:
+            return None
+        return self.folder.stage(stage, share_of(CHAIN, self.mesh) if chains else (0, 1))
 
 
 class Tuned(NamedTuple):
@@ -132,6 +142,8 @@ class Tuned(NamedTuple):
         Log weights of draws of the Gaussian at the mode, ``[draw]``, or None.
     thinning
         Steps for each draw.
+    supply
+        Batches of the target's stream, or None.
     """
 
     plan: run.Plan
@@ -148,6 +160,7 @@ class Tuned(NamedTuple):
     passes_per_step: float | None = None
     log_weights: np.ndarray | None = None
     thinning: int = 1
+    supply: Supply | None = None
 
 
 def tune(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
@@ -431,6 +444,7 @@ def _by_stepping(
             schedule=schedule,
             progress=request.progress,
             label="warm-up",
+            keeper=request.keeper("warm-up"),
         )
         if not warmup.complete:
             raise KeyboardInterrupt("interrupted during warm-up: there is no draw to return")
@@ -516,9 +530,13 @@ def _by_blackjax(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
     data, options = finding(request, plan, search=False)
     found = find(start_keys, request.target.logdensity_fn, data, **options)
     check_valid(request, found)
-    adapted = adapt_chains(
-        keys, request.target.logdensity_fn, found.positions, arrays, plan, request.num_warmup
-    )
+
+    def adapt() -> Adapted:
+        return adapt_chains(
+            keys, request.target.logdensity_fn, found.positions, arrays, plan, request.num_warmup
+        )
+
+    adapted = adapt() if request.folder is None else request.folder.once("adaptation", adapt)
     parameters = {**arrays, **adapted.parameters}
     per_chain = frozenset(adapted.parameters)
     return Tuned(

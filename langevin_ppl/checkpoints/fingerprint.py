@@ -1,0 +1,50 @@
+"""What a run was made of: checksums of its data and of its log density."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from langevin_ppl.tree import Layout
+
+__all__ = ["difference", "fingerprint"]
+
+_SPOKEN = {
+    "positions": "the latent variables (names, shapes or precision) differ",
+    "data": "the data differ",
+    "stream": "the stream differs (its data, batch size or order)",
+    "density": "the model differs: its log density is another program",
+}
+
+
+def fingerprint(target: Any) -> dict[str, str]:
+    """Checksums by what they are of; the same in every process.
+
+    Of arrays all bytes are read. The log density is hashed as the program that JAX lowers it to, in
+    which arrays that it closes over are constants.
+    """
+    layout = Layout.of(target.prototype)
+    data = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(target):
+        array = np.ascontiguousarray(leaf)
+        data.update(f"{array.shape} {array.dtype}".encode())
+        data.update(array.view(np.uint8) if array.size else b"")
+    density = target.logdensity_fn
+    if target.stream is not None:
+        density = jax.tree_util.Partial(target.batch_logdensity_fn, target.some_rows(1))
+    lowered = jax.jit(lambda fn, x: fn(x)).lower(density, target.prototype)
+    return {
+        **({} if target.stream is None else {"stream": target.stream.fingerprint()}),
+        "positions": f"{layout.treedef} {layout.leaves}",
+        "data": data.hexdigest(),
+        "density": hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest(),
+    }
+
+
+def difference(old: dict[str, str], new: dict[str, str]) -> str:
+    """Say in what two fingerprints differ; nothing where they do not."""
+    for name, spoken in _SPOKEN.items():
+        if old.get(name) != new.get(name):
+            return spoken
+    return ""
