@@ -303,9 +303,10 @@ def first_says(flag: bool) -> bool:
 
 
 def known_to_all(numbers: Sequence[int], most: int) -> list[int]:
-    """Those of at most ``most`` numbers that every process has."""
+    """Those of the first ``most`` numbers that every process has."""
+    numbers = list(numbers)[:most]
     if jax.process_count() == 1:
-        return list(numbers)
+        return numbers
     mine = np.full(most, -1)
     mine[: len(numbers)] = numbers
     rows = np.asarray(process_allgather(mine)).tolist()

@@ -22,7 +22,7 @@ from langevin_ppl.arguments import (
     earlier_parameters,
     earlier_positions,
 )
-from langevin_ppl.base import PRNGKey
+from langevin_ppl.base import Draws, PRNGKey
 from langevin_ppl.checkpoints import EVERY, Folder, Job, create, reopen
 from langevin_ppl.convergence import Converged, Convergence, flattened, summarise, watch
 from langevin_ppl.devices import mesh_for, place_data
@@ -381,11 +381,25 @@ def _carry_out(job: Job, target: Any, folder: Folder | None, manner: Manner) -> 
         note=_noted(request, tuned),
         supply=tuned.supply,
     )
-    sampled = time.perf_counter()
+    times = {"warmup_time": warmed - began, "sampling_time": time.perf_counter() - warmed}
+    return _presented(key_export, job, target, request, tuned, draws, times, store)
+
+
+def _presented(
+    rng_key: PRNGKey,
+    job: Job,
+    target: Any,
+    request: Request,
+    tuned: Tuned,
+    draws: Draws,
+    times: dict[str, float],
+    store: Any,
+) -> "xr.DataTree":
+    """Judge the draws, say what there is to say of them, and put all of it into a DataTree."""
     draws, effective_share = reweighted(draws)
-    posterior = variables(target, layout, draws.positions if store is None else examined(draws))
-    attributes = describe(request, tuned, draws, thinning)
-    attributes |= {"warmup_time": warmed - began, "sampling_time": sampled - warmed}
+    positions = draws.positions if store is None else examined(draws)
+    posterior = variables(target, request.layout, positions)
+    attributes = describe(request, tuned, draws, tuned.thinning) | times
     if effective_share is not None:
         attributes["weighted"] = (
             "draws were resampled in proportion to their weights, an effective share of "
@@ -393,7 +407,7 @@ def _carry_out(job: Job, target: Any, folder: Folder | None, manner: Manner) -> 
         )
     attributes |= of_gaussian(tuned.log_weights) if tuned.log_weights is not None else {}
     attributes |= measured_temperature(draws, attributes["temperature"])
-    attributes |= verdict(posterior, tuned, draws, until or Converged(), attributes)
+    attributes |= verdict(posterior, tuned, draws, job.until or Converged(), attributes)
     attributes["trust"] = trust(request, attributes)
     warn_of(job.kernel, draws, attributes)
     step_size = tuned.parameters.get("step_size")
@@ -406,9 +420,7 @@ def _carry_out(job: Job, target: Any, folder: Folder | None, manner: Manner) -> 
     }
     if store is not None:
         return to_zarr(store, target, draws, step_size, **presented)
-    groups = collect_groups(
-        key_export, target, draws, posterior, tuned.warmup, job.groups, step_size
-    )
+    groups = collect_groups(rng_key, target, draws, posterior, tuned.warmup, job.groups, step_size)
     return to_datatree(groups, **presented)
 
 

@@ -162,21 +162,21 @@ def warn_of(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
             "dominates the draws. Use a smaller step_size, or an adjusted kernel "
             "(langevin_ppl.tmala).",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if "exact_doubtful" in attributes:
-        warnings.warn(attributes["exact_doubtful"], UserWarning, stacklevel=4)
+        warnings.warn(attributes["exact_doubtful"], UserWarning, stacklevel=5)
     if attributes["incomplete"]:
         warnings.warn(
             f"Interrupted: the DataTree holds the {draws.positions.shape[1]} draws of each chain "
             "that were done (attribute incomplete=1).",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if not attributes["converged"]:
-        warnings.warn(f"{name}: {attributes['advice']}", ConvergenceWarning, stacklevel=4)
+        warnings.warn(f"{name}: {attributes['advice']}", ConvergenceWarning, stacklevel=5)
     for sentence in too_hot(attributes):
-        warnings.warn(f"{name}: {sentence}", BiasWarning, stacklevel=4)
+        warnings.warn(f"{name}: {sentence}", BiasWarning, stacklevel=5)
     diverging = np.asarray(draws.stats["diverging"])
     lost = ~np.isfinite(draws.positions).all(axis=(1, 2))
     message = ""
@@ -190,7 +190,7 @@ def warn_of(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
             "Reparametrise the model, or lower step_size."
         )
     if message:
-        warnings.warn(message, DivergenceWarning, stacklevel=4)
+        warnings.warn(message, DivergenceWarning, stacklevel=5)
 
 
 def _lost_message(name: str, diverging: np.ndarray, lost: np.ndarray, thinning: int) -> str:
