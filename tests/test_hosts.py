@@ -60,8 +60,8 @@ for name, (target, kernel, options) in runs.items():
     }
 found["laplace"] = lp.laplace(jax.random.key(0), full).attrs["log_evidence"]
 
-# Runs that are stopped in the warm-up and in the draws, and resumed: each process writes its chains,
-# and reads its share of a stream's rows.
+# Runs that are stopped in the warm-up and in the draws, and resumed: each process writes its
+# chains, and reads its share of a stream's rows.
 class Stopped(Exception):
     pass
 
