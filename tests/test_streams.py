@@ -128,13 +128,21 @@ def test_without_shuffling_rows_come_as_they_are_stored():
     assert np.array_equal(order.indices(0, 10).ravel(), np.arange(30) % 10)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1000])
-def test_scattered_places_are_a_permutation(size):
+WRITTEN_DOWN = pytest.mark.parametrize("written_down", [0, 2**10])
+
+
+@WRITTEN_DOWN
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1000, 5000])
+def test_scattered_places_are_a_permutation(size, written_down, monkeypatch):
+    monkeypatch.setattr("langevin_ppl.streams.order.WRITTEN_DOWN", written_down)
     images = _scattered(np.arange(size), generator(0, 1), size)
     assert sorted(images) == list(range(size))
 
 
-def test_scattered_places_are_even():
+@WRITTEN_DOWN
+def test_scattered_places_are_even(written_down, monkeypatch):
+    """By a network as well as by a permutation that is written down."""
+    monkeypatch.setattr("langevin_ppl.streams.order.WRITTEN_DOWN", written_down)
     draws = 4000
     counts = np.zeros((6, 6, 6))
     for seed in range(draws):

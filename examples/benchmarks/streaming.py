@@ -32,7 +32,7 @@ from common import finish, goal, machine, parser, quartiles, spread
 
 SIZES = (10**4, 10**5, 10**6, 10**7)
 FEATURES, BATCH, CHAINS = 8, 256, 4
-STEPS = {"stream": (2_000, 42_000), "in memory": (2_000, 42_000), "Python loop": (200, 3_200)}
+STEPS = {"stream": (2_000, 162_000), "in memory": (2_000, 402_000), "Python loop": (200, 5_200)}
 WAYS = tuple(STEPS)
 ROUNDS = 3
 BLOCK = 10**6

@@ -20,6 +20,9 @@ WINDOW_BATCHES = 16
 WINDOW_BYTES = 2**27
 """Memory of a window by default at most; two of them are held at a time."""
 
+WRITTEN_DOWN = 2**10
+"""Blocks whose order is written down, which is then faster."""
+
 ROUNDS = 12
 """Rounds of the Feistel network, as many as minibatches of data in memory use."""
 
@@ -241,10 +244,13 @@ def _cuts(begin: int, end: int, block_size: int) -> np.ndarray:
 
 
 def _scattered(places: np.ndarray, random: np.random.Generator, size: int) -> np.ndarray:
-    """Images of places under a random permutation of ``range(size)`` that is not written down.
+    """Images of places under a random permutation of ``range(size)``, in time that has a bound.
 
-    A Feistel network (Luby, Rackoff 1988) that walks along its cycles until it is below ``size``.
+    A large one is not written down: it is a Feistel network (Luby, Rackoff 1988) that walks along
+    its cycles until it is below ``size``.
     """
+    if size <= WRITTEN_DOWN:
+        return random.permutation(size)[places]
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64(2**half - 1)
     rounds = random.integers(2**64, size=ROUNDS, dtype=np.uint64)
