@@ -234,16 +234,18 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         checksums = []
         for place, path in enumerate(self._output_files()):
-            new = [stored_as(chunk[place])[1] for chunk in rows]
-            content = np.concatenate(new).tobytes() if new else b""
+            checksum = 0
             with path.open("r+b" if path.exists() else "w+b") as file:
                 # From the end of what is known: an attempt that failed may have left a part.
                 file.truncate(self._rows() * self._row_bytes(place))
                 file.seek(0, 2)
-                file.write(content)
+                for chunk in rows:
+                    content = np.ascontiguousarray(stored_as(chunk[place])[1]).data
+                    checksum = zlib.crc32(content, checksum)
+                    file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            checksums.append(zlib.crc32(content))
+            checksums.append(checksum)
         count = sum(len(chunk[0]) for chunk in rows)
         segments = [*self._segments, {"rows": count, "checksums": checksums}]
         record = {
