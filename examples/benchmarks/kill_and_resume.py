@@ -28,7 +28,7 @@ KILLS = 20
 EVERY = 0.2
 ROWS, FEATURES, BATCH = 50_000, 4, 128
 CASES = {
-    "exact": {"num_samples": 100_000, "num_warmup": 200_000, "thinning": 10},
+    "exact": {"num_samples": 300_000, "num_warmup": 100_000, "thinning": 10},
     "control variates": {"num_samples": 100_000, "num_warmup": 300_000, "thinning": 4},
     "stream": {"num_samples": 60_000, "num_warmup": 150_000, "thinning": 4},
 }
