@@ -6,10 +6,7 @@ says how many rows belong to it, and their checksums, so that a process which wa
 middle of writing leaves the state before as it was.
 """
 
-import os
 import time
-import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +21,10 @@ from langevin_ppl.checkpoints.files import (
     Damaged,
     as_stored,
     read,
-    stored_as,
     warn,
     write,
 )
+from langevin_ppl.checkpoints.growing import Growing
 from langevin_ppl.devices import first_says, from_own_part, known_to_all, own_part
 from langevin_ppl.loop import Kept
 
@@ -68,14 +65,12 @@ class Stage:
         self.holds_outputs = holds_outputs
         self.share = share
         self._number = 0
-        self._segments: list[dict[str, Any]] = []
-        self._forms: list[dict[str, Any]] = []
-        self._structure: Any = None
+        self._growing = Growing(folder)
         self._waiting: list[list[np.ndarray]] = []
         self._latest: tuple[Any, int, int] | None = None
         self._begun = time.monotonic()
         self._thread: ThreadPoolExecutor | None = None
-        self._writing: tuple[Future[dict[str, Any]], list[list[np.ndarray]]] | None = None
+        self._writing: tuple[Future[list[dict[str, Any]]], list[list[np.ndarray]]] | None = None
 
     def restore(self, carry: Any) -> Kept | None:
         """Read the newest state that is whole; of several processes, the newest that all have.
@@ -110,22 +105,14 @@ class Stage:
 
     def _read(self, number: int) -> "_State":
         record, arrays = read(*self._state_files(number))
-        for place in range(len(record["outputs"])):
-            self._verify(place, record)
+        self._growing.verify(record)
         return _State(record, arrays)
 
     def _go_on(self, state: "_State", carry: Any) -> Kept:
         record, arrays = state
-        self._segments, self._forms = record["segments"], record["outputs"]
-        self._structure = record["structure"]
-        outputs = self._of_all(self.outputs())
-        kept = Kept(
-            filled(carry, arrays, self.folder), record["done"], outputs, record["next_look"]
-        )
-        for place, path in enumerate(self._output_files()):
-            with path.open("r+b") as file:  # what was written after this state
-                file.truncate(self._rows() * self._row_bytes(place))
-        return kept
+        carry = filled(carry, arrays, self.folder)
+        self._growing.adopt(record)
+        return Kept(carry, record["done"], self._of_all(self.outputs()), record["next_look"])
 
     def _of_all(self, outputs: Any) -> Any:
         """Outputs of the chains of all processes, ``[step, chain, ...]``, from those of each."""
@@ -141,14 +128,10 @@ class Stage:
 
     def take(self, rows: Any) -> None:
         """Take the outputs of a chunk."""
-        leaves = [self._own(leaf) for leaf in jax.tree.leaves(rows)]
-        if self._structure is None:
-            self._structure = _structure(rows)
-            self._forms = [
-                {"dtype": stored_as(leaf[:0])[0], "shape": leaf.shape[1:]} for leaf in leaves
-            ]
+        rows = jax.tree.map(self._own, rows)
+        self._growing.describe(rows)
         # Copies: the rows are views of the buffers of a whole chunk.
-        self._waiting.append([np.array(leaf) for leaf in leaves])
+        self._waiting.append([np.array(leaf) for leaf in jax.tree.leaves(rows)])
 
     def _own(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the chains of this process, ``[step, chain, ...]``."""
@@ -180,18 +163,7 @@ class Stage:
     def outputs(self) -> Any:
         """Outputs of all steps so far, leading axis ``step``; read from disk as they are used."""
         self._end_writing()
-        if not self._forms:
-            return None
-        leaves = []
-        for place, (form, path) in enumerate(zip(self._forms, self._output_files(), strict=True)):
-            shape, dtype = (self._rows(), *form["shape"]), _plain(form["dtype"])
-            # An empty file cannot be mapped.
-            whole = np.empty(shape, dtype) if 0 in shape else np.memmap(path, dtype, "r", 0, shape)
-            if self._waiting:
-                new = [stored_as(chunk[place])[1] for chunk in self._waiting]
-                whole = np.concatenate([whole, *new])
-            leaves.append(whole.view(jnp.dtype(form["dtype"])))
-        return _rebuilt(self._structure, iter(leaves))
+        return self._growing.read(self._waiting)
 
     def _begin_to_write(self) -> None:
         """Hand the latest carry and the rows before it to the thread that writes.
@@ -209,8 +181,8 @@ class Stage:
         leaves = {str(i): own_part(leaf) for i, leaf in enumerate(jax.tree.leaves(carry))}
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="langevin_ppl-checkpoint")
-        record = {"done": done, "next_look": next_look, "structure": self._structure}
-        self._writing = self._thread.submit(self._write, rows, leaves, record), rows
+        about = {"done": done, "next_look": next_look}
+        self._writing = self._thread.submit(self._write, rows, leaves, about), rows
 
     def _end_writing(self) -> None:
         """Wait for what is being written; where it failed, its rows wait again."""
@@ -218,7 +190,7 @@ class Stage:
             return
         (written, rows), self._writing = self._writing, None
         try:
-            record = written.result()
+            segments = written.result()
         except OSError as error:
             self._waiting = rows + self._waiting
             warn(
@@ -226,62 +198,21 @@ class Stage:
                 "and its draws are kept in memory; it is tried again later."
             )
         else:
-            self._number, self._segments = self._number + 1, record["segments"]
+            self._number, self._growing.segments = self._number + 1, segments
 
     def _write(
         self, rows: list[list[np.ndarray]], leaves: dict[str, Any], about: dict[str, Any]
-    ) -> dict[str, Any]:
+    ) -> list[dict[str, Any]]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        checksums = []
-        for place, path in enumerate(self._output_files()):
-            checksum = 0
-            with path.open("r+b" if path.exists() else "w+b") as file:
-                # From the end of what is known: an attempt that failed may have left a part.
-                file.truncate(self._rows() * self._row_bytes(place))
-                file.seek(0, 2)
-                for chunk in rows:
-                    content = np.ascontiguousarray(stored_as(chunk[place])[1]).data
-                    checksum = zlib.crc32(content, checksum)
-                    file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            checksums.append(checksum)
-        count = sum(len(chunk[0]) for chunk in rows)
-        segments = [*self._segments, {"rows": count, "checksums": checksums}]
-        record = {
-            **about,
-            "outputs": self._forms,
-            "segments": segments if count else self._segments,
-        }
+        segments = self._growing.append(rows)
+        content = as_stored({**about, **self._growing.record(segments)}, leaves)
         number = self._number + 1
         # The record last: where it is, all that it speaks of is there.
-        paths, content = self._state_files(number), as_stored(record, leaves)
-        write(paths[1], content[1])
-        write(paths[0], content[0])
+        for path, part in zip(self._state_files(number)[::-1], content[::-1], strict=True):
+            write(path, part)
         for old in self._state_files(number - STATES):
             old.unlink(missing_ok=True)
-        return record
-
-    def _verify(self, place: int, record: dict[str, Any]) -> None:
-        path = self.folder / f"output-{place}"
-        size = _bytes_of(record["outputs"][place])
-        try:
-            with path.open("rb") as file:
-                for segment in record["segments"]:
-                    content = file.read(segment["rows"] * size)
-                    if zlib.crc32(content) != segment["checksums"][place]:
-                        raise Damaged(f"{path} is not what was written")
-        except OSError as error:
-            raise Damaged(f"{path} cannot be read ({error})") from error
-
-    def _rows(self) -> int:
-        return sum(segment["rows"] for segment in self._segments)
-
-    def _row_bytes(self, place: int) -> int:
-        return _bytes_of(self._forms[place])
-
-    def _output_files(self) -> list[Path]:
-        return [self.folder / f"output-{place}" for place in range(len(self._forms))]
+        return segments
 
     def _state_files(self, number: int) -> tuple[Path, Path]:
         return self.folder / f"{number}.json", self.folder / f"{number}.npz"
@@ -292,32 +223,6 @@ class _State(NamedTuple):
 
     record: dict[str, Any]
     arrays: dict[str, Any]
-
-
-def _bytes_of(form: dict[str, Any]) -> int:
-    """Bytes of a row."""
-    return int(np.prod(form["shape"], dtype=int)) * _plain(form["dtype"]).itemsize
-
-
-def _plain(dtype: str) -> np.dtype:
-    """Dtype in which an array is in the file."""
-    known = jnp.dtype(dtype)
-    return np.dtype(f"u{known.itemsize}") if known.kind == "V" else known
-
-
-def _structure(tree: Any) -> Any:
-    """Structure of nested dicts and tuples of arrays, as JSON holds it."""
-    if isinstance(tree, dict):
-        return {name: _structure(value) for name, value in sorted(tree.items())}
-    return [_structure(value) for value in tree] if isinstance(tree, tuple | list) else None
-
-
-def _rebuilt(structure: Any, leaves: Iterator[Any]) -> Any:
-    if isinstance(structure, dict):
-        return {name: _rebuilt(value, leaves) for name, value in structure.items()}
-    if isinstance(structure, list):
-        return tuple(_rebuilt(value, leaves) for value in structure)
-    return next(leaves)
 
 
 def filled(template: Any, arrays: dict[str, Any], where: Path) -> Any:
