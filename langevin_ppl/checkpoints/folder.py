@@ -62,9 +62,18 @@ class Folder:
         if self._lock is not None:
             self._lock.close()
 
-    def begin(self) -> None:
-        """Keep other processes out."""
-        self._lock = lock(self.path)
+    def begin(self) -> bool:
+        """Keep other processes out; False, with a warning, where nothing can be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.path)
+        except OSError as error:
+            warn(
+                f"checkpoint: nothing can be written to {self.path} ({error}). The run goes on "
+                "without."
+            )
+            return False
+        return True
 
     def stage(self, name: str, share: tuple[int, int] = (0, 1)) -> Stage:
         """Keeper of a loop, whose outputs have all chains or a share of them."""
@@ -146,16 +155,8 @@ def create(path: Any, job: Job, target: Any, *, every: Any, holds_outputs: bool 
             f"checkpoint: {folder.path} holds a run. Go on with it by langevin_ppl.resume"
             f"({str(path)!r}, target), or use another path."
         )
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.begin()
-    except OSError as error:
-        warn(
-            f"checkpoint: nothing can be written to {folder.path} ({error}). The run goes on "
-            "without."
-        )
-        return folder
-    folder.save_job(job, target)
+    if folder.begin():
+        folder.save_job(job, target)
     return folder
 
 
