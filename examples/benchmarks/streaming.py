@@ -248,7 +248,7 @@ def main():
                     "first call, s": found["first call"],
                     "second call, s": found["second call"],
                     "converged": bool(found["converged"]),
-                    "largest error of a mean, in sd": found["z"],
+                    "from means to the truth, in sd, at most": found["z"],
                     "memory, MB": found["memory"],
                 }
                 for size, found in whole.items()
