@@ -78,10 +78,7 @@ def collect_groups(
         unconstrained end of every chain.
     """
     layout = Layout.of(target.prototype)
-    stats = dict(draws.stats)
-    if step_size is not None:
-        column = np.asarray(to_host(step_size)).reshape(-1, 1)
-        stats["step_size"] = np.broadcast_to(column, stats["diverging"].shape)
+    stats = _stats(draws, step_size)
     out: dict[str, Mapping[str, Any]] = {"posterior": posterior, "sample_stats": stats}
     if "unconstrained_posterior" in groups:
         out["unconstrained_posterior"] = _unconstrained(layout, draws.positions)
@@ -94,6 +91,14 @@ def collect_groups(
         **{group: _named(variables) for group, variables in out.items()},
         "last_position": _last_position(layout, draws.positions),
     }
+
+
+def _stats(draws: Draws, step_size: Any) -> dict[str, Any]:
+    stats = dict(draws.stats)
+    if step_size is not None:
+        column = np.asarray(to_host(step_size)).reshape(-1, 1)
+        stats["step_size"] = np.broadcast_to(column, stats["diverging"].shape)
+    return stats
 
 
 def _named(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -206,7 +211,7 @@ def to_datatree(
     from arviz_base import from_dict
 
     data = {name: dict(variables) for name, variables in groups.items() if variables}
-    last_position = data.pop("last_position")
+    last_position = data.pop("last_position", {})
     names = {safe_name(name): list(labels) for name, labels in dims.items()}
     plain = {name: _plain(value) for name, value in attributes.items()}
     tree = xr.DataTree()
@@ -254,8 +259,13 @@ def to_zarr(path: Any, target: Any, draws: Draws, step_size: Any, **presented: A
             draws.complete,
         )
         posterior = variables(target, layout, part.positions)
-        groups = collect_groups(jax.random.key(0), target, part, posterior, None, (), step_size)
-        groups["last_position"] = _last_position(layout, draws.positions)
+        if start == 0:
+            key = jax.random.key(0)  # of predictions, which there are none of
+            groups = collect_groups(key, target, part, posterior, None, (), step_size)
+            groups["last_position"] = _last_position(layout, draws.positions)
+        else:  # only what has draws
+            stats = _named(_stats(part, step_size))
+            groups = {"posterior": _named(posterior), "sample_stats": stats}
         tree = to_datatree(groups, **presented)
         grown = [name for name, node in tree.children.items() if "draw" in node.dims]
         numbers = np.arange(block.start, block.stop)

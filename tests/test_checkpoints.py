@@ -22,6 +22,7 @@ from langevin_ppl import loop, run
 from langevin_ppl.checkpoints import files
 from langevin_ppl.checkpoints.names import gradient_of, kernel_of, name_gradient, name_kernel
 from langevin_ppl.checkpoints.stage import Stage
+from tests.interruption import Killed, kill_after
 from tests.models import EFFECT, SIGMA, schools
 
 KEY = jax.random.key(6)
@@ -36,29 +37,6 @@ def rows_model(x):
 
 
 ROWS = lp.target(rows_model, jnp.linspace(-1.0, 2.0, 1000))
-
-
-class Killed(Exception):
-    """Stands for the end of a process."""
-
-
-@pytest.fixture
-def kill(monkeypatch):
-    """Make the process end after so many chunks, of all loops together."""
-
-    def after(chunks):
-        left = iter(range(chunks))
-        chunk = run._chunk
-
-        def counted(*args, **kwargs):
-            if next(left, None) is None:
-                raise Killed
-            return chunk(*args, **kwargs)
-
-        counted.lower, counted.eval_shape = chunk.lower, chunk.eval_shape
-        monkeypatch.setattr(run, "_chunk", counted)
-
-    yield after
 
 
 def assert_same(one, other):
@@ -82,14 +60,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_resumed_draws_are_those_of_an_uninterrupted_run(case, kill, tmp_path, monkeypatch):
+def test_resumed_draws_are_those_of_an_uninterrupted_run(case, tmp_path, monkeypatch):
     target, options = CASES[case]
     options = {"num_samples": 200, "num_warmup": 150, **options}
     whole = lp.sample(KEY, target, **options)
     foreign = options.get("kernel") if case == "nuts" else None
     # In the middle of the warm-up, twice, and in the middle of the draws.
     for step, chunks in enumerate((2, 3, 4)):
-        kill(chunks)
+        kill_after(monkeypatch, chunks)
         with pytest.raises(Killed):
             if step == 0:
                 lp.sample(KEY, target, **options, checkpoint=tmp_path, every=0, chunk=17)
@@ -101,7 +79,7 @@ def test_resumed_draws_are_those_of_an_uninterrupted_run(case, kill, tmp_path, m
     assert resumed.attrs["num_samples"] == whole.attrs["num_samples"]
     assert resumed.attrs["converged"] == whole.attrs["converged"]
     # A run that has ended is read again, and nothing is stepped.
-    kill(0)
+    kill_after(monkeypatch, 0)
     assert_same(whole, lp.resume(tmp_path, target, foreign))
 
 

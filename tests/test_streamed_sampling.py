@@ -9,11 +9,11 @@ import pytest
 import xarray as xr
 
 import langevin_ppl as lp
-from langevin_ppl import run
 from langevin_ppl.gradients import whole_of_stream
 from langevin_ppl.gradients.rows import reader_of
 from langevin_ppl.warmup.centre import settle_on_all, settle_on_stream
 from langevin_ppl.warmup.tune import Request
+from tests.interruption import Killed, kill_after
 
 KEY = jax.random.key(11)
 N, D, B = 20_000, 3, 100
@@ -217,28 +217,16 @@ def test_chunks_change_no_draw(chunk):
 def test_resumed_draws_are_those_of_an_uninterrupted_run(tmp_path, monkeypatch):
     """Killed in the warm-up, and in the draws: the order of rows goes on where it was."""
 
-    class Killed(Exception):
-        pass
-
     options = {"num_samples": 400, "num_warmup": 300}
     whole = lp.sample(KEY, TARGET, **options)
-    chunk = run._chunk
     for chunks in (1, 3):
-        left = iter(range(chunks))
-
-        def counted(*args, left=left, **kwargs):
-            if next(left, None) is None:
-                raise Killed
-            return chunk(*args, **kwargs)
-
-        counted.lower, counted.eval_shape = chunk.lower, chunk.eval_shape
-        monkeypatch.setattr(run, "_chunk", counted)
+        kill_after(monkeypatch, chunks)
         with pytest.raises(Killed):
             if chunks == 1:
                 lp.sample(KEY, TARGET, **options, checkpoint=tmp_path, every=0, chunk=60)
             else:
                 lp.resume(tmp_path, TARGET, every=0, chunk=60)
-    monkeypatch.undo()
+        monkeypatch.undo()
     passes = []
     monkeypatch.setattr(type(STREAM), "passes", lambda self, *a: passes.append(1) or iter(()))
     resumed = lp.resume(tmp_path, lp.target(model, *lp.stream(X, Y, batch_size=B)))

@@ -1,6 +1,5 @@
 """The folder of one run: what it was asked for, and its loops."""
 
-import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -110,7 +109,6 @@ class Folder:
             "library": langevin_ppl.__version__,
             "jax": version("jax"),
             "fingerprint": fingerprint(target),
-            "created": time.time(),
         }
         self._try(_run_files(self.path), as_stored({**about, "job": record}, arrays))
 

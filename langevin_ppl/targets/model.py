@@ -66,8 +66,7 @@ class ModelTarget(BaseTarget):
 
     def _with_options(self, options: Options) -> "ModelTarget":
         if options.static == self.options.static:
-            streamed = self._batch_size, self.stream
-            return ModelTarget(self._code, self._arrays, self._fixed, options, *streamed)
+            return self._remade(self._code, self._arrays, self._fixed, options)
         model = self._code.model
         args, kwargs = self._code.arguments(self._arrays)
         passed = by_name(model.value, args, kwargs)
@@ -77,8 +76,13 @@ class ModelTarget(BaseTarget):
                 f"target.replace: static names no argument that was passed to {self.description}: "
                 f"{', '.join(unknown)}; passed were {', '.join(passed) or 'none'}."
             )
-        streamed = self._batch_size, self.stream
-        return ModelTarget(*bind(model, args, kwargs, options.static), None, options, *streamed)
+        return self._remade(*bind(model, args, kwargs, options.static), None, options)
+
+    def _remade(
+        self, code: Code, arrays: tuple[Array, ...], fixed: Any, options: Options
+    ) -> "ModelTarget":
+        """Target with other parts and the same stream."""
+        return ModelTarget(code, arrays, fixed, options, self._batch_size, self.stream)
 
     @functools.cached_property
     def structure(self) -> Structure:
@@ -189,8 +193,7 @@ class ModelTarget(BaseTarget):
 
     def with_data(self, data: tuple[Array, ...]) -> "ModelTarget":
         """Return a copy with other arrays of the same shapes."""
-        streamed = self._batch_size, self.stream
-        return ModelTarget(self._code, data, self._fixed, self.options, *streamed)
+        return self._remade(self._code, data, self._fixed, self.options)
 
     def read_onto(self, mesh: Mesh) -> "ModelTarget":
         """Return a copy whose stream's rows are put on the devices of a mesh."""
