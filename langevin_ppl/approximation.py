@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl import run
-from langevin_ppl.arguments import check_counts, check_groups, check_key, check_labels, check_target
-from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey
+from langevin_ppl.arguments import check_groups, check_labels, check_target
+from langevin_ppl.base import Array, Draws, LogDensity, PRNGKey, check_counts, check_key
 from langevin_ppl.compilation import QUICK
 from langevin_ppl.devices import mesh_for, to_host
 from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables

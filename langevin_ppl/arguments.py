@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import xarray as xr
 
-from langevin_ppl.base import Array, PRNGKey, check_number
+from langevin_ppl.base import Array, check_number
 from langevin_ppl.export import PARAMETERS_GROUP, POSITION_GROUP, safe_name
 from langevin_ppl.kernels import Kernel
 from langevin_ppl.kernels.kernel import check_positive
@@ -20,9 +19,7 @@ from langevin_ppl.tree import Layout, variable_names
 from langevin_ppl.warmup import parameters_of, takes_a_density, traits
 
 __all__ = [
-    "check_counts",
     "check_groups",
-    "check_key",
     "check_labels",
     "check_parameters",
     "check_store",
@@ -47,19 +44,6 @@ METRICS = ("dense", "low_rank", "diagonal")
 NEED_A_MODEL = {"log_likelihood", "posterior_predictive", "prior"}
 
 
-def check_key(rng_key: Any) -> PRNGKey:
-    """Accept one key, typed or legacy."""
-    if isinstance(rng_key, jax.Array | np.ndarray):
-        if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
-            return rng_key  # pyright: ignore[reportReturnType]
-        if rng_key.dtype == jnp.uint32 and rng_key.ndim == 1:
-            return jax.random.wrap_key_data(jnp.asarray(rng_key))
-    raise TypeError(
-        f"rng_key: expected one key such as jax.random.key(0), got {type(rng_key).__name__}"
-        + (f" of shape {rng_key.shape}." if hasattr(rng_key, "shape") else ".")
-    )
-
-
 def check_target(target: Any) -> None:
     """Refuse what is not a target."""
     if isinstance(target, ModelTarget | DensityTarget):
@@ -69,13 +53,6 @@ def check_target(target: Any) -> None:
         f"target: expected what langevin_ppl.target or langevin_ppl.density made, got "
         f"{type(target).__name__}." + (hint if callable(target) else "")
     )
-
-
-def check_counts(least: int, **counts: Any) -> None:
-    """Refuse what is not an integer of at least ``least``."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}.")
 
 
 def check_labels(target: Any) -> None:

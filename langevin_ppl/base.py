@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from blackjax.base import SamplingAlgorithm
 from jax.typing import ArrayLike
@@ -49,6 +50,8 @@ __all__ = [
     "Rows",
     "SamplingAlgorithm",
     "Target",
+    "check_counts",
+    "check_key",
     "check_number",
 ]
 
@@ -254,3 +257,23 @@ def check_number(
     low, high = -math.inf if above is None else above, math.inf if below is None else below
     if not (number and low < value < high):
         raise ValueError(f"{name}: expected a number between {low:g} and {high:g}, got {value!r}.")
+
+
+def check_key(rng_key: Any) -> PRNGKey:
+    """Accept one key, typed or legacy."""
+    if isinstance(rng_key, jax.Array | np.ndarray):
+        if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
+            return rng_key  # pyright: ignore[reportReturnType]
+        if rng_key.dtype == jnp.uint32 and rng_key.ndim == 1:
+            return jax.random.wrap_key_data(jnp.asarray(rng_key))
+    raise TypeError(
+        f"rng_key: expected one key such as jax.random.key(0), got {type(rng_key).__name__}"
+        + (f" of shape {rng_key.shape}." if hasattr(rng_key, "shape") else ".")
+    )
+
+
+def check_counts(least: int, **counts: Any) -> None:
+    """Refuse what is not an integer of at least ``least``."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}.")

@@ -11,9 +11,7 @@ from jax.sharding import Mesh
 
 from langevin_ppl import run
 from langevin_ppl.arguments import (
-    check_counts,
     check_groups,
-    check_key,
     check_labels,
     check_parameters,
     check_store,
@@ -22,7 +20,7 @@ from langevin_ppl.arguments import (
     earlier_parameters,
     earlier_positions,
 )
-from langevin_ppl.base import Draws, PRNGKey
+from langevin_ppl.base import Draws, PRNGKey, check_counts, check_key
 from langevin_ppl.checkpoints import EVERY, Folder, Job, create, reopen
 from langevin_ppl.convergence import Converged, Convergence, flattened, summarise, watch
 from langevin_ppl.devices import mesh_for, place_data

@@ -7,8 +7,7 @@ import numpy as np
 import xarray as xr
 
 from langevin_ppl import gradients
-from langevin_ppl.arguments import check_key
-from langevin_ppl.base import BiasWarning, PRNGKey, check_number
+from langevin_ppl.base import BiasWarning, PRNGKey, check_key, check_number
 from langevin_ppl.convergence import converged
 from langevin_ppl.diagnostics.moments import WARNED, beyond_chance, shift
 from langevin_ppl.diagnostics.runs import check_run, finite_posterior

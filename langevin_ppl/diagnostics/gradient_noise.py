@@ -10,8 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from langevin_ppl.arguments import check_counts, check_key, check_target, earlier_parameters
-from langevin_ppl.base import Array, BiasWarning, GradientEstimator, PRNGKey
+from langevin_ppl.arguments import check_target, earlier_parameters
+from langevin_ppl.base import (
+    Array,
+    BiasWarning,
+    GradientEstimator,
+    PRNGKey,
+    check_counts,
+    check_key,
+)
 from langevin_ppl.diagnostics.runs import (
     check_run,
     estimator_of,

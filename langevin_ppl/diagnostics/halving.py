@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 
 from langevin_ppl import gradients
-from langevin_ppl.arguments import check_key, check_target
-from langevin_ppl.base import BiasWarning, PRNGKey
+from langevin_ppl.arguments import check_target
+from langevin_ppl.base import BiasWarning, PRNGKey, check_key
 from langevin_ppl.diagnostics.moments import WARNED, beyond_chance, shift
 from langevin_ppl.diagnostics.runs import check_run, finite_posterior, parameter
 from langevin_ppl.kernels import Kernel

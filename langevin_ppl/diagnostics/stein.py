@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from langevin_ppl import gradients
-from langevin_ppl.arguments import check_counts, check_key, check_target
-from langevin_ppl.base import Array, GradientEstimator, PRNGKey
+from langevin_ppl.arguments import check_target
+from langevin_ppl.base import Array, GradientEstimator, PRNGKey, check_counts, check_key
 from langevin_ppl.convergence.ranks import ess, split_chains
 from langevin_ppl.diagnostics.runs import check_run, estimator_of, unconstrained
 from langevin_ppl.gradients import on_flat
