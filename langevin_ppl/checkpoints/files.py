@@ -15,7 +15,17 @@ import numpy as np
 
 from langevin_ppl.base import CheckpointWarning
 
-__all__ = ["CheckpointError", "Damaged", "as_stored", "lock", "read", "stored_as", "warn", "write"]
+__all__ = [
+    "CheckpointError",
+    "Damaged",
+    "as_stored",
+    "lock",
+    "read",
+    "restored",
+    "stored_as",
+    "warn",
+    "write",
+]
 
 
 class CheckpointError(ValueError):
@@ -84,7 +94,7 @@ def read(record: Path, arrays: Path) -> tuple[dict[str, Any], dict[str, np.ndarr
         if zlib.crc32(content) != body["arrays_checksum"]:
             raise Damaged(f"{arrays} is not what was written")
         with np.load(io.BytesIO(content), allow_pickle=False) as plain:
-            found = {name: _restored(plain[name], form) for name, form in body["arrays"].items()}
+            found = {name: restored(plain[name], form) for name, form in body["arrays"].items()}
     except Damaged:
         raise
     except Exception as error:  # whatever a torn file makes of its reader
@@ -106,7 +116,8 @@ def stored_as(array: Any) -> tuple[str, np.ndarray]:
     return str(plain.dtype), plain
 
 
-def _restored(plain: np.ndarray, form: str) -> Any:
+def restored(plain: np.ndarray, form: str) -> Any:
+    """Array that `stored_as` named so."""
     if form.startswith("key "):
         return jax.random.wrap_key_data(jnp.asarray(plain), impl=form.removeprefix("key "))
     return plain if plain.dtype.name == form else plain.view(jnp.dtype(form))

@@ -128,7 +128,8 @@ def _run_files(path: Path) -> tuple[Path, Path]:
     return path / "run.json", path / "run.npz"
 
 
-def _checked(path: Any, every: Any) -> tuple[Path, float]:
+def checked(path: Any, every: Any) -> tuple[Path, float]:
+    """Folder of this process, and seconds between two states."""
     if not (isinstance(every, int) and every == 0):
         check_number("every", every, above=0.0)
     folder = Path(path).expanduser()
@@ -147,7 +148,7 @@ def create(path: Any, job: Job, target: Any, *, every: Any, holds_outputs: bool 
     CheckpointError
         If there is one already, or another run writes here.
     """
-    folder = Folder(*_checked(path, every), holds_outputs)
+    folder = Folder(*checked(path, every), holds_outputs)
     if _run_files(folder.path)[0].exists():
         raise CheckpointError(
             f"checkpoint: {folder.path} holds a run. Go on with it by langevin_ppl.resume"
@@ -176,7 +177,7 @@ def reopen(
         If there is none, or it is of another format, target, kernel or gradient; if another run
         writes here.
     """
-    folder = Folder(*_checked(path, every), holds_outputs)
+    folder = Folder(*checked(path, every), holds_outputs)
     files = _run_files(folder.path)
     if not files[0].exists():
         raise CheckpointError(

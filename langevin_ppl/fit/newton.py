@@ -1,4 +1,4 @@
-"""The only optimiser loops: inside a compiled program, and on the host by the stepping loop."""
+"""Newton and quasi-Newton loops, inside a compiled program and on the host."""
 
 from collections.abc import Callable
 from typing import NamedTuple
