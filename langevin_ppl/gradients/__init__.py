@@ -8,7 +8,7 @@ from langevin_ppl.gradients.control_variates import (
     control_variates,
     whole_hessian,
 )
-from langevin_ppl.gradients.exact import Exact, as_estimator, exact, on_flat
+from langevin_ppl.gradients.exact import Exact, as_estimator, exact, from_score, on_flat
 from langevin_ppl.gradients.minibatch import Minibatch, minibatch
 from langevin_ppl.gradients.passes import whole_of_stream
 from langevin_ppl.gradients.rows import (
@@ -39,7 +39,9 @@ __all__ = [
     "check_streamed",
     "control_variates",
     "exact",
+    "from_score",
     "from_sample",
+    "from_score",
     "is_streamed",
     "layout_for",
     "minibatch",

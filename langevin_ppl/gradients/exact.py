@@ -1,14 +1,16 @@
 """The exact gradient, from all the data."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from langevin_ppl.base import Array, Estimate, GradientEstimator, LogDensity, Position, Target
 from langevin_ppl.tree import Layout
 
-__all__ = ["as_estimator", "exact", "on_flat"]
+__all__ = ["as_estimator", "exact", "from_score", "on_flat"]
 
 
 def as_estimator(logdensity_fn: LogDensity | GradientEstimator) -> GradientEstimator:
@@ -33,6 +35,25 @@ def as_estimator(logdensity_fn: LogDensity | GradientEstimator) -> GradientEstim
         exact=True,
         logdensity_fn=logdensity_fn,
     )
+
+
+def from_score(score_fn: Callable[[Position], Position]) -> GradientEstimator:
+    """Estimator of a density whose gradient alone is known; kernels with a test refuse it.
+
+    Zero stands for the log density.
+
+    Parameters
+    ----------
+    score_fn
+        Gradient of the log density at a position.
+    """
+
+    def estimate(batch: Any, position: Position, memory: Any) -> tuple[Estimate, Any]:
+        gradient = score_fn(position)
+        dtype = jax.tree.leaves(gradient)[0].dtype
+        return Estimate(jnp.zeros((), dtype), gradient), memory
+
+    return GradientEstimator(init=lambda position: (), draw=None, estimate=estimate, exact=False)
 
 
 def on_flat(source: LogDensity | GradientEstimator, layout: Layout) -> Any:
