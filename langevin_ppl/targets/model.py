@@ -195,6 +195,28 @@ class ModelTarget(BaseTarget):
         """Return a copy with other arrays of the same shapes."""
         return self._remade(self._code, data, self._fixed, self.options)
 
+    def call(self, data: tuple[Any, ...]) -> Any:
+        """Call the model, with anything in the places of its arrays."""
+        args, kwargs = self._code.arguments(data)
+        return self._code.model.value(*args, **kwargs)
+
+    def wrapped(
+        self, around: Callable[[Callable[..., Any]], Callable[..., Any]], *first: Any
+    ) -> "ModelTarget":
+        """Return the target of another model around this one, that takes arguments before its own.
+
+        Parameters
+        ----------
+        around
+            Makes the other model; what it makes of equal models has to be equal and hashable.
+        *first
+            Arguments before those of the model; arrays among them are the first data.
+        """
+        args, kwargs = self._code.arguments(self._arrays)
+        model = Static(around(self._code.model.value))
+        bound = bind(model, (*first, *args), kwargs, self.options.static)
+        return self._remade(*bound, None, self.options)
+
     def read_onto(self, mesh: Mesh) -> "ModelTarget":
         """Return a copy whose stream's rows are put on the devices of a mesh."""
         copy = self.with_data(self.data)
