@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from langevin_ppl.annealing import annealed_posterior, dalmc
     from langevin_ppl.approximation import laplace
     from langevin_ppl.base import CheckpointWarning, ConvergenceWarning, DivergenceWarning
     from langevin_ppl.checkpoints import CheckpointError
@@ -60,6 +61,7 @@ _HOME = {
     "DivergenceWarning": "base",
     "amagold": "kernels",
     "annealed": "kernels",
+    "annealed_posterior": "annealing",
     "badodab": "kernels",
     "baoab": "kernels",
     "cache": "compilation",
@@ -67,6 +69,7 @@ _HOME = {
     "control_variates": "gradients",
     "converged": "convergence",
     "cyclical_sgld": "kernels",
+    "dalmc": "annealing",
     "density": "targets",
     "exact": "gradients",
     "ghmc": "kernels",
@@ -106,7 +109,7 @@ _HOME = {
 }
 
 # Rooms that are read by name.
-_ROOMS = ("diagnostics", "infer")
+_ROOMS = ("diagnostics", "diffusion", "distributions", "infer", "scores")
 
 __all__ = [
     "CheckpointError",
@@ -116,6 +119,7 @@ __all__ = [
     "StreamError",
     "amagold",
     "annealed",
+    "annealed_posterior",
     "badodab",
     "baoab",
     "cache",
@@ -123,6 +127,7 @@ __all__ = [
     "control_variates",
     "converged",
     "cyclical_sgld",
+    "dalmc",
     "density",
     "exact",
     "ghmc",

@@ -21,9 +21,12 @@ LAYERS = [
     {"warmup"},
     {"convergence"},
     {"checkpoints"},
+    {"scores"},
+    {"diffusion"},
+    {"distributions"},
     {"export"},
     {"arguments", "infer"},
-    {"approximation"},
+    {"approximation", "annealing"},
     {"trust"},
     {"verdict"},
     {"sampling"},
@@ -34,13 +37,14 @@ INSIDE_A_LAYER = {("tree", "base")}
 
 # Who alone may import a library that is heavy, optional or somebody's own matter.
 ONLY_IN = {
-    "numpyro": {"infer", "targets"},
+    "numpyro": {"annealing", "distributions", "infer", "targets"},
     "arviz_base": {"export"},
     "arviz": set(),
     "arviz_stats": {"approximation"},
     "optax": {"fit"},
-    "equinox": set(),
-    "diffrax": set(),
+    "equinox": {"scores"},
+    "diffrax": {"diffusion"},
+    "ott": {"diagnostics"},
 }
 
 
