@@ -160,6 +160,33 @@ temperatures below 1. What is compared are predictions, because the weights of n
 
 A hierarchical logistic regression whose scales are latent: no Gaussian at a mode will do, and a
 gradient of all rows is slow. What minibatches reach, and when, beside NUTS for a minute.""",
+    "solver_order": """## Orders of the solvers of diffusions
+
+A Gaussian datum, whose probability flow is known in closed form, under the variance-preserving
+process. Errors of all steps as they are used, in double precision, and the order, from the exact
+history and without a last step of lower order. `ipndm` above order 2, and `ghvb` above 2, have
+their orders only on nodes uniform in the ratio of noise to datum, of no use otherwise.""",
+    "solver_overhead": """## What a solver costs beyond the network
+
+The time of one evaluation in the loop of `lp.diffusion.generate` over that of a jitted loop of the
+network alone: a residual network of width 256 on 512 samples of 64 numbers, in turn.""",
+    "solver_quality_mixture": """## Solvers on a mixture of Gaussians
+
+The exact score of a mixture in two dimensions. The distance is the root mean square to the end of
+the flow from the same noise, found by many steps; sliced W2 is to samples of the mixture.""",
+    "solver_quality_digits": """## Solvers on digits
+
+A score learned from the 8x8 digits of scikit-learn, against digits that were held out. The floor is
+the distance of two halves of the data, and the end of the flow what many steps give: what is above
+the floor there is the score's. The goals were set after a first run.""",
+    "sde_moments": """## Samplers that add noise
+
+Mean and standard deviation of a Gaussian datum, against what they should be.""",
+    "score_prior_conjugate": """## A score as a prior
+
+A mixture of Gaussians as the prior and a linear observation with noise: the posterior is known.
+Guided samplers, walks and chains are measured by how far mean, covariance and weights of the modes
+are from it, with standard errors.""",
     "devices": """## Several devices, several processes
 
 Chains or rows of data spread over two CPU devices of one process, and over two processes that talk

@@ -4,8 +4,8 @@ The network is a residual multilayer perceptron of width 256 on data of 64 numbe
 512 samples at a time. Every solver makes its steps in one compiled loop; the bare loop evaluates
 the same network as often, at the same times, each output being the next input.
 
-All loops run in turn, in rotating order, after a first call of each that compiles. The ratio of the
-times of an evaluation is taken round by round.
+Solvers take turns, in rotating order, after a first call of each that compiles. The bare loop runs
+before every one of them, and the ratio is that of such a pair.
 
     python examples/benchmarks/solver_overhead.py [--quick]
 """
@@ -98,35 +98,39 @@ def loops(num_steps):
 
 
 def measure(calls, evaluations, rounds):
-    """Seconds of an evaluation, by round."""
-    names, seconds = list(calls), {name: [] for name in calls}
-    for name in names:
+    """Seconds of an evaluation by round, of every solver and of the bare loop just before it."""
+
+    def seconds(name):
+        began = time.perf_counter()
         jax.block_until_ready(calls[name]())
+        return (time.perf_counter() - began) / evaluations[name]
+
+    found = {name: [] for name in SOLVERS}
+    for name in calls:
+        seconds(name)
+    names = list(SOLVERS)
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            began = time.perf_counter()
-            jax.block_until_ready(calls[name]())
-            seconds[name].append((time.perf_counter() - began) / evaluations[name])
-    return {name: np.array(values) for name, values in seconds.items()}
+            found[name].append((seconds(BARE), seconds(name)))
+    return {name: np.array(pairs).T for name, pairs in found.items()}
 
 
 def main():
     options = parser(__doc__).parse_args()
     host = machine()
-    num_steps, rounds = (10, 2) if options.quick else (30, 23)
+    num_steps, rounds = (10, 2) if options.quick else (20, 41)
     calls, evaluations = loops(num_steps)
-    seconds = measure(calls, evaluations, rounds)
     rows, medians = [], {}
-    for name, values in seconds.items():
-        ratio = values / seconds[BARE]
-        medians[name] = quartiles(ratio)[1]
+    for name, (alone, seconds) in measure(calls, evaluations, rounds).items():
+        medians[name] = quartiles(seconds / alone)[1]
         rows.append(
             {
-                "loop": name,
+                "solver": name,
                 "evaluations": evaluations[name],
-                "microseconds of one": spread(1e6 * values),
-                "over the network alone": spread(ratio),
+                "microseconds of one": spread(1e6 * seconds),
+                "of the network alone": spread(1e6 * alone),
+                "ratio": spread(seconds / alone),
             }
         )
     quiet = [medians[name] for name in SOLVERS if name not in ADD_NOISE]
