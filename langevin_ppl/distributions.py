@@ -14,6 +14,7 @@ from numpyro.distributions.util import validate_sample
 
 from langevin_ppl.base import Array, PRNGKey, check_counts, check_key
 from langevin_ppl.diffusion import Sampler, dpm_solver_pp
+from langevin_ppl.diffusion.checks import check_score
 from langevin_ppl.diffusion.flow import (
     Path,
     encoding_log_jacobian,
@@ -116,7 +117,8 @@ class ScoreBased(dist.Distribution):
         sampler: Sampler | None = None,
         validate_args: bool | None = None,
     ):
-        _check_score(score, density)
+        check_score(score, "ScoreBased")
+        _check_density(score, density)
         check_counts(1, num_steps=num_steps)
         if time is not None:
             score.process.check_time(time)
@@ -255,12 +257,7 @@ def _instance(tangent: Any) -> Any:
     return np.zeros(aval.shape, aval.dtype)
 
 
-def _check_score(score: Any, density: str) -> None:
-    if not isinstance(score, Score):
-        raise TypeError(
-            "score: expected a langevin_ppl.scores.Score, from fit, load or exact_mixture, got "
-            f"{type(score).__name__}."
-        )
+def _check_density(score: Score, density: str) -> None:
     if density not in DENSITIES:
         raise ValueError(f"density: expected one of {', '.join(DENSITIES)}, got {density!r}.")
     if density == "energy" and (score.potential is None or not score.process.gaussian):

@@ -54,6 +54,21 @@ def test_both_modes_of_a_conjugate_posterior_are_found(posterior):
         np.testing.assert_allclose(own.std(axis=0), sds[mode], rtol=0.12)
 
 
+def test_a_walk_may_end_before_the_noise_is_gone():
+    """Where noise of 1 is left, the posterior is that of a prior with as much more variance."""
+    score = lp.scores.exact_mixture(lp.scores.EDM(t_max=20.0), [1.0], [[1.0]], [0.5])
+
+    def plain(score, y):
+        x = numpyro.sample("x", lp.distributions.ScoreBased(score))
+        numpyro.sample("y", dist.Normal(x[0], 1e3), obs=y)
+
+    idata = lp.annealed_posterior(
+        jax.random.key(0), lp.target(plain, score, 0.0), end=1.0, steps_per_level=10
+    )
+    x = idata["posterior"]["x"].values
+    assert abs(x.std() / np.sqrt(1.5) - 1) < 0.12
+
+
 def test_what_the_tree_says(posterior):
     attrs = posterior.attrs
     assert (attrs["exact"], attrs["kernel"]) == (0, "annealed_posterior(leimkuhler_matthews)")
@@ -180,6 +195,8 @@ PLAIN = lp.density(lambda x: -0.5 * jnp.sum(x**2), jnp.zeros(2))
                                        kernel=lp.mala), "unadjusted"),
         (lambda: lp.annealed_posterior(jax.random.key(0), lp.target(model, SCORE, SEEN),
                                        num_levels=0), "num_levels"),
+        (lambda: lp.annealed_posterior(jax.random.key(0), lp.target(model, SCORE, SEEN),
+                                       end=100.0), "interval"),
         (lambda: lp.dalmc(jax.random.key(0), PLAIN, kernel=lp.mala), "unadjusted"),
         (lambda: lp.dalmc(jax.random.key(0), PLAIN, inner_kernel=lp.ula), "inner_kernel"),
         (lambda: lp.dalmc(jax.random.key(0), PLAIN, step_size=0.0), "step_size"),

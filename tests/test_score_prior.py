@@ -203,7 +203,7 @@ def test_plates_and_prediction():
 def test_another_score_of_the_same_structure_compiles_nothing():
     position, found = {"x": X[0]}, []
     for means in (MEANS, MEANS + 1.0):
-        score = scores.exact_mixture(PROCESS, WEIGHTS, means, VARIANCES).replace(potential=None)
+        score = scores.exact_mixture(PROCESS, WEIGHTS, means, VARIANCES)
         found.append(lp.target(model, score, Y).logdensity_fn(position))
         if len(found) == 1:
             before = _logdensity._cache_size()
@@ -230,7 +230,7 @@ def test_it_crosses_jit_as_data():
 
 def test_refusals():
     conditional = scores.Score(labelled, PROCESS, (1,), condition_shape=())
-    with pytest.raises(TypeError, match=r"score: expected a langevin_ppl.scores.Score"):
+    with pytest.raises(TypeError, match=r"ScoreBased: expected a langevin_ppl.scores.Score"):
         ScoreBased(lambda x: x)
     with pytest.raises(ValueError, match="density: expected one of flow, energy, got 'ode'"):
         ScoreBased(SCORE, density="ode")

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from langevin_ppl.base import Array, check_number
+from langevin_ppl.diffusion.checks import check_score
 from langevin_ppl.scores.score import Score, unconditional
 
 __all__ = [
     "check_callable",
-    "check_score",
+    "check_gaussian",
     "classifier_free_guidance",
     "classifier_guidance",
     "guided",
@@ -69,7 +70,7 @@ def classifier_guidance(
     >>> bool(abs(generated.samples.mean() - 1.0) < 0.1)
     True
     """
-    check_score(score, "classifier_guidance", gaussian=True)
+    check_gaussian(score, "classifier_guidance")
     check_callable(log_likelihood_fn)
     check_number("weight", weight)
     return guided(score, _by_classifier, log_likelihood_fn, number(weight))
@@ -148,14 +149,10 @@ def number(value: float) -> Array:
     return jnp.asarray(value, jnp.result_type(float))
 
 
-def check_score(score: Score, owner: str, gaussian: bool = False) -> None:
-    """Refuse what is no score, or has none where a term is added to it."""
-    if not isinstance(score, Score):
-        raise TypeError(
-            f"{owner}: expected a langevin_ppl.scores.Score, from fit, load or exact_mixture, got "
-            f"{type(score).__name__}."
-        )
-    if gaussian and not score.process.gaussian:
+def check_gaussian(score: Score, owner: str) -> None:
+    """Refuse a score that is not one of Gaussian noise, to which a term could be added."""
+    check_score(score, owner)
+    if not score.process.gaussian:
         raise ValueError(
             f"{owner}: adds a term to the score, and {score.process} has none, because its noise "
             "is not Gaussian. Use replacement, or a process such as langevin_ppl.scores.EDM."

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from langevin_ppl.base import Array, check_number
+from langevin_ppl.diffusion.checks import check_score
 from langevin_ppl.diffusion.guidance import (
     check_callable,
-    check_score,
+    check_gaussian,
     guided,
     number,
     per_score,
@@ -117,7 +118,7 @@ def posterior_sampling(
     >>> bool((generated.samples > 0).mean() > 0.9)
     True
     """
-    check_score(score, "posterior_sampling", gaussian=True)
+    check_gaussian(score, "posterior_sampling")
     check_number("step", step, above=0.0)
     if (log_likelihood_fn is None) == (operator is None):
         raise ValueError(
@@ -209,7 +210,7 @@ def pseudoinverse_guidance(
     >>> bool(abs(generated.samples.mean() - 0.5) < 0.1)
     True
     """
-    check_score(score, "pseudoinverse_guidance", gaussian=True)
+    check_gaussian(score, "pseudoinverse_guidance")
     if noise_scale != 0.0:
         check_number("noise_scale", noise_scale, above=0.0)
     check_number("data_scale", data_scale, above=0.0)

@@ -17,6 +17,7 @@ from langevin_ppl.base import (
     check_key,
     check_number,
 )
+from langevin_ppl.diffusion.checks import check_condition, check_score
 from langevin_ppl.diffusion.flow import (
     at_the_end,
     encoding_log_jacobian,
@@ -140,7 +141,9 @@ def likelihood(
     >>> bool(abs(found.log_prob + np.log(2 * np.pi)) < 0.001), found.num_evaluations
     (True, 256)
     """
-    x, condition = _check(score, x, condition)
+    check_score(score, "likelihood")
+    x = _check_data(x, score)
+    condition = check_condition(condition, score, len(x))
     check_counts(1, num_steps=num_steps)
     if tolerance is not None:
         check_number("tolerance", tolerance, above=0.0)
@@ -276,30 +279,15 @@ def _adaptively(
     return *at_the_end(process, *end), 2 + 6 * solution.stats["num_steps"]
 
 
-def _check(score: Score, x: Any, condition: Any) -> tuple[Array, Array | None]:
-    if not isinstance(score, Score):
-        raise TypeError(
-            "score: expected a langevin_ppl.scores.Score, from fit, load or exact_mixture, got "
-            f"{type(score).__name__}."
-        )
-    shape, of_condition = np.shape(x), score.condition_shape
-    if len(shape) != len(score.event_shape) + 1 or shape[1:] != score.event_shape or not shape[0]:
+def _check_data(x: Any, score: Score) -> Array:
+    shape = np.shape(x)
+    if not shape or shape[1:] != score.event_shape or not shape[0]:
         raise ValueError(
             f"x: expected data of shape [datum, *event] with events {score.event_shape}, got shape "
             f"{shape}."
         )
     score.process.check_data(x, "x")
-    x = jnp.asarray(x, jnp.result_type(float))
-    if of_condition is None:
-        if condition is not None:
-            raise ValueError("condition: this score takes none.")
-        return x, None
-    if condition is None or np.shape(condition) not in (of_condition, (len(x), *of_condition)):
-        raise ValueError(
-            f"condition: expected shape {of_condition} or {(len(x), *of_condition)}, got "
-            f"{None if condition is None else np.shape(condition)}."
-        )
-    return x, jnp.asarray(condition)
+    return jnp.asarray(x, jnp.result_type(float))
 
 
 def _check_divergence(divergence: str, rng_key: Any, num_probes: int, number: int) -> Any:

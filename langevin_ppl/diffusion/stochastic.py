@@ -112,7 +112,8 @@ def exponential_sde(
     num_steps
         Steps and evaluations, the last one from ``t_min`` to the clean datum included.
     order
-        1, 2 or 3; it begins with lower ones. Of few steps, below about fifteen, 1 is the best.
+        1, 2 or 3; it begins with lower ones. With fewer than about twenty steps the polynomials go
+        too far: take order 1, or ``dpm_solver_pp(2, variant="sde")``, whose weights are smaller.
     eta
         Rate of the noise.
     corrected

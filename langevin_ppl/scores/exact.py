@@ -1,5 +1,6 @@
 """Scores that are known: of Gaussian mixtures, and of a finite data set."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,30 +96,31 @@ def of_mixture(process: NoiseProcess, parts: Sequence[Array]) -> Score:
         process,
         parts[1].shape[1:],
         exact=True,
-        potential=Partial(OfMixture(process).potential, *parts),
+        potential=Partial(PotentialOfMixture(process), *parts),
     )
 
 
+def _parts(
+    process: NoiseProcess,
+    log_weight: Array,
+    mean: Array,
+    values: Array,
+    vectors: Array,
+    x: Array,
+    t: Any,
+) -> tuple[Array, Array, Array]:
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    spread = alpha**2 * values + sigma**2
+    away = jnp.einsum("kij,ki->kj", vectors, x - alpha * mean)
+    logs = log_weight - 0.5 * jnp.sum(away**2 / spread + jnp.log(spread), axis=1)
+    return logs, away / spread, alpha
+
+
+@dataclasses.dataclass(frozen=True)
 class OfMixture:
     """Denoiser of a mixture; equal for equal processes, so that programs are compiled once."""
 
-    def __init__(self, process: NoiseProcess):
-        self.process = process
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, OfMixture) and self.process == other.process
-
-    def __hash__(self) -> int:
-        return hash((OfMixture, self.process))
-
-    def _parts(
-        self, log_weight: Array, mean: Array, values: Array, vectors: Array, x: Array, t: Any
-    ) -> tuple[Array, Array, Array]:
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        spread = alpha**2 * values + sigma**2
-        away = jnp.einsum("kij,ki->kj", vectors, x - alpha * mean)
-        logs = log_weight - 0.5 * jnp.sum(away**2 / spread + jnp.log(spread), axis=1)
-        return logs, away / spread, alpha
+    process: NoiseProcess
 
     def __call__(
         self,
@@ -131,11 +133,18 @@ class OfMixture:
         condition: Any = None,
     ) -> Array:
         """Predict the clean event."""
-        logs, pull, alpha = self._parts(log_weight, mean, values, vectors, x, t)
+        logs, pull, alpha = _parts(self.process, log_weight, mean, values, vectors, x, t)
         clean = mean + alpha * jnp.einsum("kij,kj->ki", vectors, values * pull)
         return jax.nn.softmax(logs) @ clean
 
-    def potential(
+
+@dataclasses.dataclass(frozen=True)
+class PotentialOfMixture:
+    """Function of which the denoiser of a mixture is the gradient."""
+
+    process: NoiseProcess
+
+    def __call__(
         self,
         log_weight: Array,
         mean: Array,
@@ -145,8 +154,8 @@ class OfMixture:
         t: Any,
         condition: Any = None,
     ) -> Array:
-        """Function of which the denoiser is the gradient."""
-        logs, _, alpha = self._parts(log_weight, mean, values, vectors, x, t)
+        """Value at one event."""
+        logs, _, alpha = _parts(self.process, log_weight, mean, values, vectors, x, t)
         sigma = self.process.sigma(t)
         return (sigma**2 * jax.nn.logsumexp(logs) + 0.5 * jnp.sum(x**2)) / alpha
 
@@ -192,17 +201,11 @@ def of_data(process: NoiseProcess, points: Array) -> Score:
     return Score(Partial(OfData(process), points), process, points.shape[1:], exact=True)
 
 
+@dataclasses.dataclass(frozen=True)
 class OfData:
     """Denoiser of a data set; equal for equal processes, so that programs are compiled once."""
 
-    def __init__(self, process: NoiseProcess):
-        self.process = process
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, OfData) and self.process == other.process
-
-    def __hash__(self) -> int:
-        return hash((OfData, self.process))
+    process: NoiseProcess
 
     def __call__(self, points: Array, x: Array, t: Any, condition: Any = None) -> Array:
         """Predict the clean event."""

@@ -60,16 +60,13 @@ class Score:
 
     def __post_init__(self) -> None:
         # A denoiser of a known law is a function of its process, with the arrays beside it.
-        held = [getattr(part, "process", None) for part in (self.denoiser, self._function())]
-        for process in held:
+        parts = self.denoiser, getattr(self.denoiser, "func", None)
+        for process in (getattr(part, "process", None) for part in parts):
             if isinstance(process, NoiseProcess) and process != self.process:
                 raise ValueError(
                     f"process: expected {process}, which the denoiser is for, got {self.process}. "
                     "Fit a score for the other process."
                 )
-
-    def _function(self) -> Any:
-        return getattr(self.denoiser, "func", None)
 
     def tree_flatten(self) -> tuple[list[Any], Any]:
         """Arrays of the denoiser, and everything else, which is static."""
