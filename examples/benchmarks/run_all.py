@@ -181,7 +181,8 @@ the distance of two halves of the data, and the end of the flow what many steps 
 the floor there is the score's. The goals were set after a first run.""",
     "sde_moments": """## Samplers that add noise
 
-Mean and standard deviation of a Gaussian datum, against what they should be.""",
+Mean and standard deviation of a Gaussian datum, and of one with two modes, against what they should
+be, at equal numbers of evaluations.""",
     "score_prior_conjugate": """## A score as a prior
 
 A mixture of Gaussians as the prior and a linear observation with noise: the posterior is known.
