@@ -101,12 +101,15 @@ def test_a_learned_denoiser_approaches_the_exact_one(case):
     before = dataclasses.replace(before, network=jax.tree.map(jnp.zeros_like, before.network))
     start = fitted.score.replace(denoiser=before, potential=None)
     fresh = np.asarray(process.decode(mixture(500, seed=1)))
-    for ratio in (0.3, 1.0, 3.0):
-        t = process.time_at(ratio)
+
+    @jax.jit
+    def errors(t, *scores):
         x = process.encode(process.perturb(jax.random.key(1), fresh, t, event_ndim=1))
         wanted = exact.denoise(x, t)
-        error = jnp.sqrt(jnp.mean((fitted.score.denoise(x, t) - wanted) ** 2))
-        reach = jnp.sqrt(jnp.mean((start.denoise(x, t) - wanted) ** 2))
+        return [jnp.sqrt(jnp.mean((score.denoise(x, t) - wanted) ** 2)) for score in scores]
+
+    for ratio in (0.3, 1.0, 3.0):
+        error, reach = errors(process.time_at(ratio), fitted.score, start)
         assert error < reach / 3 + 0.01, ratio
 
 
@@ -119,7 +122,8 @@ def test_labels_and_no_label_are_both_learned():
         num_steps=600, optimizer=5e-3, validation=0.1, progress=False,
     )  # fmt: skip
     # With noise 20 a datum says next to nothing, and the denoiser is the mean.
-    means = fitted.score.denoise(jnp.zeros((3, 1)), 20.0, jnp.array([0, 1, -1]))[:, 0]
+    denoise = jax.jit(lambda score, *arguments: score.denoise(*arguments))
+    means = denoise(fitted.score, jnp.zeros((3, 1)), 20.0, jnp.array([0, 1, -1]))[:, 0]
     np.testing.assert_allclose(means, [-2.0, 2.0, np.mean(data)], atol=0.25)
     assert fitted.validation_steps.tolist() == list(range(12, 601, 12))
     assert fitted.validation_losses[-1] < 0.5 * fitted.validation_losses[0]
@@ -418,12 +422,13 @@ def test_no_condition_is_one_that_is_learned(kind):
     wrong = [jnp.array(3), jnp.array(-2)] if labels else [jnp.array([1.0, jnp.nan])]
     null = lp.scores.unconditional(given)
 
+    @jax.jit
     def output(network, condition):
         return network(jnp.ones(2), jnp.asarray(0.2), condition)
 
     assert jnp.all(jnp.isfinite(output(network, null)))
     assert not jnp.allclose(output(network, null), output(network, given))
-    gradient = jax.grad(lambda n: jnp.sum(output(n, null)))(network)
+    gradient = jax.jit(jax.grad(lambda n: jnp.sum(output(n, null))))(network)
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
     for condition in wrong:
         assert jnp.all(jnp.isnan(output(network, condition)))
