@@ -128,6 +128,22 @@ def test_a_step_that_is_not_finite_is_not_made(what):
     np.testing.assert_allclose(found.average["shift"], good.average["shift"], rtol=1e-5)
 
 
+def test_no_step_is_made_after_one_that_failed():
+    """Also where the later ones would be finite."""
+    _, key_loss, _ = jax.random.split(KEY, 3)
+    numbers = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key_loss, i)))
+    first = int(np.argmax(np.asarray(numbers(jnp.arange(70))) < 0.1))
+
+    def unlucky(parameters, memory, rng_key, batch):
+        loss, memory = squares(parameters, memory, rng_key, batch)
+        return jnp.where(jax.random.uniform(rng_key) < 0.1, jnp.inf, loss), memory
+
+    with pytest.warns(lp.DivergenceWarning):
+        found = run(unlucky)
+    assert 0 < first == found.failed_at == found.memory
+    assert len(found.losses) == first + 1
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [optax.lbfgs(), optax.chain(optax.sgd(0.3), optax.contrib.reduce_on_plateau())],

@@ -45,7 +45,8 @@ def dpm_solver_pp(
     Parameters
     ----------
     order
-        1, 2 or 3. Multistep methods begin with lower orders; 3 has no singlestep variant here.
+        1, 2 or 3. Multistep methods begin with lower orders; 3 has no singlestep variant here. Of
+        fewer than about ten steps 2 is better than 3.
     num_steps
         Steps, the last one from ``t_min`` to the clean datum included. A step is one evaluation;
         with ``singlestep`` of order 2 it is two, the last one one.
@@ -128,7 +129,8 @@ def unipc(
     Parameters
     ----------
     order
-        ``p``, outputs that the predictor reads: 1, 2 or 3. It begins with lower ones.
+        ``p``, outputs that the predictor reads: 1, 2 or 3. It begins with lower ones. Of fewer than
+        about ten steps 2 is better than 3.
     num_steps
         Steps and evaluations, the last one from ``t_min`` to the clean datum included.
     variant
