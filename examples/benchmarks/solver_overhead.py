@@ -119,7 +119,7 @@ def measure(calls, evaluations, rounds):
 def main():
     options = parser(__doc__).parse_args()
     host = machine()
-    num_steps, rounds = (10, 2) if options.quick else (20, 41)
+    num_steps, rounds = (10, 2) if options.quick else (30, 61)
     calls, evaluations = loops(num_steps)
     rows, medians = [], {}
     for name, (alone, seconds) in measure(calls, evaluations, rounds).items():

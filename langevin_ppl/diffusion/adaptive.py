@@ -33,8 +33,8 @@ def probability_flow(
         \bar x = x / \alpha, \quad \lambda = \log(\alpha / \sigma),
 
     in which the linear part is the same for all noise processes. Every sample has steps of its own,
-    and a batch takes as long as the slowest of it. Their number is what
-    ``Generated.num_evaluations`` gives the mean of; steps that were rejected count.
+    and a batch takes as long as the slowest of it. ``Generated.num_evaluations`` is the mean over
+    samples of what they needed, rejected steps included.
 
     Parameters
     ----------
