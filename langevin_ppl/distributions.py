@@ -14,7 +14,7 @@ from numpyro.distributions.util import validate_sample
 
 from langevin_ppl.base import Array, PRNGKey, check_counts, check_key
 from langevin_ppl.diffusion import Sampler, dpm_solver_pp
-from langevin_ppl.diffusion.checks import check_score
+from langevin_ppl.diffusion.checks import check_sampler, check_score
 from langevin_ppl.diffusion.flow import (
     Path,
     encoding_log_jacobian,
@@ -122,11 +122,8 @@ class ScoreBased(dist.Distribution):
         check_counts(1, num_steps=num_steps)
         if time is not None:
             score.process.check_time(time)
-        if sampler is not None and not isinstance(sampler, Sampler):
-            raise TypeError(
-                "sampler: expected one such as langevin_ppl.diffusion.dpm_solver_pp(order=2), got "
-                f"{type(sampler).__name__}."
-            )
+        if sampler is not None:
+            check_sampler(sampler)
         batch_shape = _check_condition(score, condition)
         self.score = score
         self.condition = None if condition is None else jnp.asarray(condition)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from langevin_ppl.base import Array
+from langevin_ppl.base import Array, PRNGKey, SamplingAlgorithm
 from langevin_ppl.devices import to_host
 
 __all__ = [
@@ -28,7 +28,9 @@ __all__ = [
     "Outcome",
     "capacity_for",
     "drive",
+    "march",
     "repeat",
+    "steps_of",
 ]
 
 CHUNK_SECONDS = 0.5
@@ -136,6 +138,49 @@ def repeat(
         return carry, outputs
 
     return jax.lax.fori_loop(0, count, body, (carry, outputs))
+
+
+def march(
+    move: Callable[[Any, Array, Any], Any],
+    carry: Any,
+    keys: Array,
+    rows: Any,
+    start: Array,
+    count: Array,
+    capacity: int,
+    read: Callable[[Any], Any] = lambda carry: (),
+) -> tuple[Any, Any]:
+    """Carry out rows one after the other with many walkers; to be called inside ``jit``.
+
+    Parameters
+    ----------
+    move
+        ``move(carry, keys, row) -> carry`` of all walkers, with a key for each.
+    keys
+        Keys of the walkers, into which the number of the row is folded.
+    rows
+        Pytree of arrays with leading axis ``row``.
+    start, count, capacity
+        As in `repeat`.
+    read
+        What to put out after a row.
+    """
+
+    def step(carry: Any, index: Array) -> tuple[Any, Any]:
+        row = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, False), rows)
+        carry = move(carry, jax.vmap(jax.random.fold_in, (0, None))(keys, index), row)
+        return carry, read(carry)
+
+    return repeat(step, carry, start, count, capacity)
+
+
+def steps_of(algorithm: SamplingAlgorithm, rng_key: PRNGKey, state: Any, count: Any) -> Any:
+    """Make steps of a kernel of which only the last state is wanted; for use inside ``jit``."""
+
+    def step(i: Array, state: Any) -> Any:
+        return algorithm.step(jax.random.fold_in(rng_key, i), state)[0]
+
+    return jax.lax.fori_loop(0, count, step, state)
 
 
 def capacity_for(bytes_per_step: int) -> int:

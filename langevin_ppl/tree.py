@@ -1,16 +1,27 @@
 """Pytrees as flat vectors: the one place where the two meet."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from langevin_ppl.base import Array, Position
 
-__all__ = ["Layout", "all_finite", "leaf_names", "ravel", "variable_names"]
+__all__ = [
+    "Layout",
+    "all_finite",
+    "as_pytree",
+    "checksum",
+    "leaf_names",
+    "program_checksum",
+    "ravel",
+    "variable_names",
+]
 
 
 def ravel(tree: Position) -> tuple[Array, Callable[[Array], Position]]:
@@ -99,3 +110,26 @@ def leaf_names(tree: Any, root: str) -> list[str]:
 def variable_names(position: Position) -> list[str]:
     """Name the leaves of a position for ArviZ: a dict by its keys, anything else below ``x``."""
     return leaf_names(position, "" if isinstance(position, Mapping) else "x")
+
+
+def as_pytree(function: Any) -> Any:
+    """Function that may cross ``jit``: as it is if it is a pytree, else as structure of one."""
+    is_leaf = jax.tree.structure(function) == jax.tree.structure(0)
+    return jax.tree_util.Partial(function) if is_leaf else function
+
+
+def checksum(*trees: Any) -> str:
+    """Checksum of all bytes of all arrays, with shapes and dtypes; the same in every process."""
+    total = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(trees):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{array.shape} {array.dtype}".encode())
+        total.update(array.view(np.uint8) if array.size else b"")
+    return total.hexdigest()
+
+
+def program_checksum(lowered: Any) -> str:
+    """Checksum of a program as JAX lowers it, in which arrays that it closes over are constants."""
+    return hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest()

@@ -156,13 +156,13 @@ def test_dalmc_by_a_score_finds_the_weights_of_modes():
 
 def test_the_score_by_inner_chains_is_that_of_the_path():
     """Of a Gaussian target of unit scale both of its terms together have no noise at all."""
-    from langevin_ppl.annealing.from_gaussian import _ByParticles, _Level, _Walker
+    from langevin_ppl.annealing.paths import ByParticles, Level, Walker
     from langevin_ppl.tree import Layout
 
-    mover = _ByParticles(lp.ula, 1, lp.mala, 4, 3, None, Layout.of(jnp.zeros(2)))
+    mover = ByParticles(lp.ula, 1, lp.mala, 4, 3, None, Layout.of(jnp.zeros(2)))
     x, share = jnp.array([0.7, -0.4]), 0.6
-    level = _Level(0.0, jnp.sqrt(share), jnp.sqrt(1 - share))
-    walker = _Walker(x, jax.random.normal(jax.random.key(0), (4, 2)), jnp.asarray(0.0))
+    level = Level(0.0, jnp.sqrt(share), jnp.sqrt(1 - share))
+    walker = Walker(x, jax.random.normal(jax.random.key(0), (4, 2)), jnp.asarray(0.0))
     mean = jnp.array([1.0, 2.0])
     found, _ = mover._explore(
         jax.random.key(1), walker, level, lambda z: -0.5 * jnp.sum((z - mean) ** 2)

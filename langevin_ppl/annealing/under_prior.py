@@ -12,6 +12,7 @@ from langevin_ppl.annealing.walk import Walk, check_unadjusted
 from langevin_ppl.base import Array, PRNGKey, check_counts, check_number
 from langevin_ppl.gradients import from_score, on_flat
 from langevin_ppl.kernels import Kernel, leimkuhler_matthews
+from langevin_ppl.loop import steps_of
 from langevin_ppl.tree import Layout
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def annealed_posterior(
     process.check_time(last)
     ends = process.ratio(process.t_max), process.ratio(last)
     ratio = np.geomspace(*ends, num_levels)
-    time = np.clip(process.time_at(ratio), process.t_min, process.t_max)
+    time = process.time_within(ratio)
     rows = tuple(jnp.asarray(part, layout.dtype) for part in (time, ratio))
     propose, start = target.proposal()
     mover = _Descent(kernel, steps_per_level, tuple(levels.is_prior.tolist()), propose, layout)
@@ -197,10 +198,7 @@ class _Descent:
         step_size = numbers[0] / stiffest
         algorithm: Any = self.kernel(from_score(lambda x: gradient(x, weight)), step_size=step_size)
 
-        def again(i: Array, state: Any) -> Any:
-            return algorithm.step(jax.random.fold_in(key_steps, i), state)[0]
-
-        state = jax.lax.fori_loop(0, self.steps, again, algorithm.init(x))
+        state = steps_of(algorithm, key_steps, algorithm.init(x), self.steps)
         return _Walker(state.position, stiffest)
 
     def _of_likelihood(self, rng_key: PRNGKey, x: Array, gradient: Any) -> Array:

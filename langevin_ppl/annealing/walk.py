@@ -20,7 +20,7 @@ from langevin_ppl.base import (
 )
 from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
 from langevin_ppl.kernels import Kernel
-from langevin_ppl.loop import drive, repeat
+from langevin_ppl.loop import drive, march
 from langevin_ppl.tree import Layout
 
 if TYPE_CHECKING:
@@ -194,12 +194,7 @@ def _go(
     start: Array,
     count: Array,
 ) -> tuple[Any, Any]:
-    def step(walkers: Any, index: Array) -> tuple[Any, Any]:
-        row = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, False), rows)
+    def move(walkers: Any, keys: Array, row: Any) -> Any:
+        return jax.vmap(lambda walker, key: mover.step(key, walker, row, data))(walkers, keys)
 
-        def move(walker: Any, key: PRNGKey) -> Any:
-            return mover.step(jax.random.fold_in(key, index), walker, row, data)
-
-        return jax.vmap(move)(walkers, keys), ()
-
-    return repeat(step, walkers, start, count, capacity)
+    return march(move, walkers, keys, rows, start, count, capacity)

@@ -1,13 +1,11 @@
 """The folder of one training: checksums of what was asked for, and its loop."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import langevin_ppl
-from langevin_ppl.checkpoints.files import CheckpointError, Damaged, as_stored, read, warn, write
-from langevin_ppl.checkpoints.folder import Folder, checked
+from langevin_ppl.checkpoints.files import CheckpointError, Damaged, as_stored, read, warn
+from langevin_ppl.checkpoints.folder import Folder, checked, versions
 
 __all__ = ["begin_or_go_on"]
 
@@ -51,7 +49,8 @@ def begin_or_go_on(path: Any, asked: Mapping[str, str], every: Any) -> Folder:
         _compare(files, asked)
         folder.begin()
     elif folder.begin():
-        _write_down(files, asked)
+        about = {"format": FORMAT, **versions(), "asked": dict(asked)}
+        folder.put(files, as_stored(about, {}))
     return folder
 
 
@@ -66,8 +65,8 @@ def _compare(files: tuple[Path, Path], asked: Mapping[str, str]) -> None:
             f"checkpoint: {where} is of format {record.get('format')!r}, and this version reads "
             f"format {FORMAT}. Go on with langevin_ppl {record.get('library')}."
         )
-    versions = _versions()
-    changed = [name for name in versions if record.get(name) != versions[name]]
+    here = versions()
+    changed = [name for name in here if record.get(name) != here[name]]
     differs = [name for name in asked if record["asked"].get(name) != asked[name]]
     if differs == ["program"] and changed:
         # Another version may write the same program in other words.
@@ -81,22 +80,5 @@ def _compare(files: tuple[Path, Path], asked: Mapping[str, str]) -> None:
     for name in changed:
         warn(
             f"checkpoint: the training was begun with version {record.get(name)} of {name}, and "
-            f"this is {versions[name]}: its result may differ from that of an uninterrupted one."
-        )
-
-
-def _versions() -> dict[str, str]:
-    return {"library": langevin_ppl.__version__, "jax": version("jax")}
-
-
-def _write_down(files: tuple[Path, Path], asked: Mapping[str, str]) -> None:
-    record, arrays = as_stored({"format": FORMAT, **_versions(), "asked": dict(asked)}, {})
-    try:
-        # The record last: where it is, the other file is.
-        write(files[1], arrays)
-        write(files[0], record)
-    except OSError as error:
-        warn(
-            f"checkpoint: nothing could be written to {files[0].parent} ({error}). The training "
-            "goes on without."
+            f"this is {here[name]}: its result may differ from that of an uninterrupted one."
         )

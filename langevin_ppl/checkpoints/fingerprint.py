@@ -1,12 +1,10 @@
 """What a run was made of: checksums of its data and of its log density."""
 
-import hashlib
 from typing import Any
 
 import jax
-import numpy as np
 
-from langevin_ppl.tree import Layout
+from langevin_ppl.tree import Layout, checksum, program_checksum
 
 __all__ = ["difference", "fingerprint"]
 
@@ -25,11 +23,6 @@ def fingerprint(target: Any) -> dict[str, str]:
     which arrays that it closes over are constants.
     """
     layout = Layout.of(target.prototype)
-    data = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(target):
-        array = np.ascontiguousarray(leaf)
-        data.update(f"{array.shape} {array.dtype}".encode())
-        data.update(array.view(np.uint8) if array.size else b"")
     density = target.logdensity_fn
     if target.stream is not None:
         density = jax.tree_util.Partial(target.batch_logdensity_fn, target.some_rows(1))
@@ -37,8 +30,8 @@ def fingerprint(target: Any) -> dict[str, str]:
     return {
         **({} if target.stream is None else {"stream": target.stream.fingerprint()}),
         "positions": f"{layout.treedef} {layout.leaves}",
-        "data": data.hexdigest(),
-        "density": hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest(),
+        "data": checksum(target),
+        "density": program_checksum(lowered),
     }
 
 

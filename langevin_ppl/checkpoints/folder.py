@@ -23,7 +23,7 @@ from langevin_ppl.checkpoints.job import Job, read_job, written_job
 from langevin_ppl.checkpoints.stage import Stage, filled
 from langevin_ppl.devices import known_to_all, to_host
 
-__all__ = ["EVERY", "Folder", "create", "reopen"]
+__all__ = ["EVERY", "Folder", "checked", "create", "reopen", "versions"]
 
 FORMAT = 1
 """Number of the format of the files."""
@@ -98,7 +98,7 @@ class Folder:
             return filled(jax.eval_shape(compute), found, self.path)
         result = to_host(compute())
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(result))}
-        self._try(files, as_stored({}, leaves))
+        self.put(files, as_stored({}, leaves))
         return result
 
     def save_job(self, job: Job, target: Any) -> None:
@@ -106,13 +106,13 @@ class Folder:
         record, arrays = written_job(job)
         about = {
             "format": FORMAT,
-            "library": langevin_ppl.__version__,
-            "jax": version("jax"),
+            **versions(),
             "fingerprint": fingerprint(target),
         }
-        self._try(_run_files(self.path), as_stored({**about, "job": record}, arrays))
+        self.put(_run_files(self.path), as_stored({**about, "job": record}, arrays))
 
-    def _try(self, files: tuple[Path, Path], content: tuple[bytes, bytes]) -> None:
+    def put(self, files: tuple[Path, Path], content: tuple[bytes, bytes]) -> None:
+        """Write a record and its arrays; a warning where that is not possible."""
         try:
             # The record last: where it is, the arrays are.
             write(files[1], content[1])
@@ -122,6 +122,11 @@ class Folder:
                 f"checkpoint: nothing could be written to {self.path} ({error}). The run goes on "
                 "without."
             )
+
+
+def versions() -> dict[str, str]:
+    """Versions that draws may depend on."""
+    return {"library": langevin_ppl.__version__, "jax": version("jax")}
 
 
 def _run_files(path: Path) -> tuple[Path, Path]:
@@ -199,8 +204,7 @@ def reopen(
             f"resume: the target is not that of the run in {folder.path}: {differs}. Pass the "
             "target that the run was made with, or start another run."
         )
-    here = {"library": langevin_ppl.__version__, "jax": version("jax")}
-    for name, number in here.items():
+    for name, number in versions().items():
         if record[name] != number:
             warn(
                 f"resume: the run was made with version {record[name]} of {name}, and this is "

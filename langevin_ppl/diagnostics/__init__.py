@@ -4,13 +4,13 @@ from langevin_ppl.base import BiasWarning
 from langevin_ppl.diagnostics.bias import bias
 from langevin_ppl.diagnostics.coverage import ModeCoverage, mode_coverage
 from langevin_ppl.diagnostics.discrepancies import energy_distance, mmd
+from langevin_ppl.diagnostics.fokker_planck import fokker_planck_residual
 from langevin_ppl.diagnostics.gradient_noise import gradient_noise
 from langevin_ppl.diagnostics.halving import step_halving
 from langevin_ppl.diagnostics.learned import (
     FlowGap,
     Interpolation,
     flow_gap,
-    fokker_planck_residual,
     mode_interpolation,
 )
 from langevin_ppl.diagnostics.samples import Metric

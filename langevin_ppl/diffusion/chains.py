@@ -9,11 +9,10 @@ every level, and the Langevin algorithm is stable below 2.
 import inspect
 from typing import Any
 
-import jax
-
 from langevin_ppl.base import Array, GradientEstimator, PRNGKey
 from langevin_ppl.gradients import as_estimator, from_score
 from langevin_ppl.kernels import Kernel
+from langevin_ppl.loop import steps_of
 from langevin_ppl.scores.score import Score
 
 __all__ = ["chain", "check_kernel"]
@@ -69,11 +68,8 @@ def chain(
         inverse_mass_matrix=variance,
     )
 
-    def step(i: Array, state: Any) -> Any:
-        return algorithm.step(jax.random.fold_in(rng_key, i), state)[0]
-
     first: Any = algorithm.init(x)  # pyright: ignore[reportCallIssue]
-    state = jax.lax.fori_loop(0, count, step, first)
+    state = steps_of(algorithm, rng_key, first, count)
     return state.position, (state.position + variance * state.logdensity_grad) / alpha
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import Array, check_counts
-from langevin_ppl.scores.process import NoiseProcess, namespace
+from langevin_ppl.scores.process import NoiseProcess, derivative, namespace
 from langevin_ppl.scores.score import Score
 
 __all__ = [
@@ -145,7 +145,7 @@ def at_the_end(process: NoiseProcess, y: Array, total: Array) -> tuple[Array, Ar
 
 def encoding_log_jacobian(process: NoiseProcess, x: Array) -> Array:
     """Log determinant of ``process.encode``, number by number, shape of ``x``."""
-    return jnp.log(jnp.abs(jax.jvp(process.encode, (x,), (jnp.ones_like(x),))[1]))
+    return jnp.log(jnp.abs(derivative(process.encode, x)))
 
 
 def over_events(
@@ -161,9 +161,8 @@ def over_events(
         y = jnp.broadcast_to(y, batch + event)
         if condition.ndim > len(of_condition):
             condition = jnp.broadcast_to(condition, batch + of_condition)
-    given = condition is not None and condition.ndim > len(of_condition or ())
     for _ in range(y.ndim - len(event)):
-        function = jax.vmap(function, (0, 0 if given else None))
+        function = jax.vmap(function, (0, score.axis_of(condition)))
     return function(y, condition)
 
 

@@ -16,6 +16,12 @@ from langevin_ppl.base import (
     check_counts,
     check_key,
 )
+from langevin_ppl.diffusion.checks import (
+    check_condition,
+    check_sampler,
+    check_score,
+    some_conditions,
+)
 from langevin_ppl.diffusion.data_prediction import dpm_solver_pp
 from langevin_ppl.diffusion.sampler import Mover, Plan, Sampler, advance, begin, in_precision
 from langevin_ppl.loop import capacity_for, drive
@@ -124,23 +130,15 @@ def generate(
     """
     rng_key = check_key(rng_key)
     sampler = dpm_solver_pp() if sampler is None else sampler
-    if not isinstance(score, Score):
-        raise TypeError(
-            "score: expected a langevin_ppl.scores.Score, from fit, load or exact_mixture, got "
-            f"{type(score).__name__}."
-        )
-    if not isinstance(sampler, Sampler):
-        raise TypeError(
-            "sampler: expected one such as langevin_ppl.diffusion.dpm_solver_pp(order=2), got "
-            f"{type(sampler).__name__}."
-        )
+    check_score(score, "generate")
+    check_sampler(sampler)
     check_counts(1, num_samples=num_samples)
     if batch_size is None:
         batch_size = max(1, BATCH_NUMBERS // max(1, math.prod(score.event_shape)))
     check_counts(1, batch_size=batch_size)
     plan = sampler.plan(score.process, start)
     initial = _check_initial(initial, start, score, num_samples)
-    condition = _check_condition(condition, score, num_samples)
+    condition = check_condition(condition, score, num_samples)
     width = min(batch_size, num_samples)
     batches = [slice(i, i + width) for i in range(0, num_samples, width)]
     samples, paths, evaluations = [], [], []
@@ -148,8 +146,7 @@ def generate(
         label = "generate" + (f" {number + 1}/{len(batches)}" if len(batches) > 1 else "")
         indices = np.minimum(np.arange(batch.start, batch.start + width), num_samples - 1)
         x = None if initial is None else initial[indices]
-        by_sample = condition is not None and condition.ndim > len(score.condition_shape or ())
-        given = condition[indices] if by_sample and condition is not None else condition
+        given = some_conditions(condition, score, indices)
         keys = _keys(rng_key, indices)
         try:
             found, path, count = _batch(plan, score, keys, x, given, trajectory, progress, label)
@@ -200,10 +197,7 @@ def _batch(
     capacity = 2 ** math.ceil(math.log2(max(num_rows, 32)))
     # Of one length for all numbers of steps up to it, and so of one program.
     rows = jax.tree.map(lambda a: in_precision(_padded(a, capacity)), plan.rows)
-    if trajectory:
-        capacity = min(capacity, capacity_for(first.nbytes))
-    else:
-        capacity = min(capacity, 4096)
+    capacity = min(capacity, capacity_for(first.nbytes if trajectory else 1))
 
     def program(carry: Any, start: int, count: int) -> tuple[Any, Any]:
         return _advance(
@@ -261,20 +255,6 @@ def _check_initial(
         raise ValueError(f"initial: expected shape {expected}, got {np.shape(initial)}.")
     score.process.check_data(initial, "initial")
     return jnp.asarray(score.process.encode(jnp.asarray(initial)), jnp.result_type(float))
-
-
-def _check_condition(condition: Any, score: Score, num_samples: int) -> Array | None:
-    if score.condition_shape is None:
-        if condition is not None:
-            raise ValueError("condition: this score takes none.")
-        return None
-    shape = score.condition_shape
-    if condition is None or np.shape(condition) not in (shape, (num_samples, *shape)):
-        raise ValueError(
-            f"condition: expected shape {shape} or {(num_samples, *shape)}, got "
-            f"{None if condition is None else np.shape(condition)}."
-        )
-    return jnp.asarray(condition)
 
 
 def _warn_of(is_finite: np.ndarray, sampler: Sampler) -> None:

@@ -194,8 +194,8 @@ class _Joint:
 
 
 def _schedule(process: NoiseProcess, ratio: Array) -> tuple[Array, Array]:
-    """Time and ``alpha`` of a level; rounding must not leave the interval of the process."""
-    time = jnp.clip(process.time_at(ratio), process.t_min, process.t_max)
+    """Time and ``alpha`` of a level."""
+    time = process.time_within(ratio)
     return time, process.alpha(time)
 
 

@@ -17,7 +17,7 @@ from langevin_ppl.base import (
     check_key,
     check_number,
 )
-from langevin_ppl.diffusion.checks import check_condition, check_score
+from langevin_ppl.diffusion.checks import check_condition, check_score, some_conditions
 from langevin_ppl.diffusion.flow import (
     at_the_end,
     encoding_log_jacobian,
@@ -158,8 +158,7 @@ def likelihood(
     parts = []
     for start in range(0, len(x), width):
         indices = np.minimum(np.arange(start, start + width), len(x) - 1)
-        by_datum = condition is not None and condition.ndim > len(score.condition_shape or ())
-        given = condition[indices] if by_datum and condition is not None else condition
+        given = some_conditions(condition, score, indices)
         some_keys = None if keys is None else keys[indices]
         part = _batch(
             score,
@@ -242,8 +241,7 @@ def _batch(
             noise, log_probs, count = _adaptively(score, condition, y, probes, tolerance)
         return noise, log_probs + jnp.sum(encoding_log_jacobian(process, x)), jnp.asarray(count)
 
-    by_datum = condition is not None and condition.ndim > len(score.condition_shape or ())
-    axes = 0, (0 if by_datum else None), (None if keys is None else 0)
+    axes = 0, score.axis_of(condition), (None if keys is None else 0)
     return jax.vmap(one, axes)(x, condition, keys)
 
 
@@ -257,7 +255,7 @@ def _adaptively(
     low, high = (math.log(process.ratio(time)) for time in (process.t_min, process.t_max))
 
     def field(level: Any, state: tuple[Array, Array], _: Any) -> tuple[Array, Array]:
-        time = jnp.clip(process.time_at(jnp.exp(level)), process.t_min, process.t_max)
+        time = process.time_within(jnp.exp(level))
         return slopes(score, condition, state[0], time, process.alpha(time), probes)
 
     solver = diffrax.Tsit5()

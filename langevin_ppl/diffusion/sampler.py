@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import Array, PRNGKey
-from langevin_ppl.loop import repeat
+from langevin_ppl.loop import march
 from langevin_ppl.scores.process import NoiseProcess
 from langevin_ppl.scores.score import Score
 
@@ -86,7 +86,7 @@ class Sampler:
     def of(
         cls, name: str, planner: Callable[..., Plan], *, adds_noise: bool, **options: Any
     ) -> "Sampler":
-        """Make a sampler; its options are checked by a plan for a process of every kind."""
+        """Make a sampler, of options that its function has checked."""
         return cls(name, planner, tuple(sorted(options.items())), adds_noise)
 
     def __repr__(self) -> str:
@@ -141,19 +141,18 @@ def advance(
         The samples after each row with leading axis ``capacity``, or ``()`` without ``record``.
     """
     # One condition for all is not copied: what a network computes of it is computed once.
-    given = condition is not None and condition.ndim > len(score.condition_shape or ())
-    axes = 0, 0, (0 if given else None)
+    axes = 0, 0, score.axis_of(condition)
 
-    def step(carry: Any, index: Array) -> tuple[Any, Any]:
-        row = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 0, False), rows)
+    def move(carry: Any, keys: Array, row: Any) -> Any:
+        def one(carry: Any, key: PRNGKey, condition: Any) -> Any:
+            return mover.step(score, condition, key, carry, row)
 
-        def move(carry: Any, key: PRNGKey, condition: Any) -> Any:
-            return mover.step(score, condition, jax.random.fold_in(key, index), carry, row)
+        return jax.vmap(one, axes)(carry, keys, condition)
 
-        carry = jax.vmap(move, axes)(carry, keys, condition)
-        return carry, (jax.vmap(mover.read)(carry) if record else ())
+    def read(carry: Any) -> Any:
+        return jax.vmap(mover.read)(carry) if record else ()
 
-    return repeat(step, carry, start, count, capacity)
+    return march(move, carry, keys, rows, start, count, capacity, read)
 
 
 def simulate(score: Score, sampler: Sampler, rng_keys: Array, condition: Any = None) -> Array:

@@ -9,7 +9,6 @@ run from the noise to the data, has the marginal laws of the forward process: wi
 reverse of that process, and with 0 the probability flow.
 """
 
-import jax
 import numpy as np
 
 from langevin_ppl.base import check_counts, check_number
@@ -250,9 +249,7 @@ def _euler(
     denoise: bool,
 ) -> Plan:
     nodes = grid(process, num_steps, spacing, start=start, denoise=denoise)
-    # In double precision; and at once, where a program is being traced.
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        f, square = (np.asarray(rate) for rate in process.rates(nodes.time[:-1]))
+    f, square = process.rates(nodes.time[:-1])
     away = nodes.time[:-1] - nodes.time[1:]
     pull = 0.5 * (1.0 + eta) * square * away / nodes.sigma[:-1] ** 2
     table = Table(num_steps)

@@ -1,6 +1,5 @@
 """Down a random loss, by batches in memory or from the host."""
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,11 +11,9 @@ import numpy as np
 from langevin_ppl.base import Array, DivergenceWarning, PRNGKey
 from langevin_ppl.fit.steps import begin, chunk, default_optimizer
 from langevin_ppl.loop import FIRST_LOOK, Keeper, Look, Outcome, capacity_for, drive
+from langevin_ppl.tree import as_pytree, checksum, program_checksum
 
 __all__ = ["Descended", "descend"]
-
-CAPACITY = 4096
-"""Longest chunk, of whose steps some numbers are kept."""
 
 NOTED = 100
 """Last steps whose mean loss is shown beside the bar."""
@@ -148,13 +145,12 @@ def descend(
     static = {
         "optimizer": optimizer,
         "batch_size": batch_size if blocks is None else None,
-        "capacity": CAPACITY if blocks is None else blocks.capacity,
+        "capacity": capacity_for(1) if blocks is None else blocks.capacity,
     }
     settings = validate_every, ema, num_steps
     if blocks is None:
         data = jax.tree.map(jnp.asarray, data)
-    if jax.tree.structure(loss_fn) == jax.tree.structure(0):
-        loss_fn = jax.tree_util.Partial(loss_fn)
+    loss_fn = as_pytree(loss_fn)
     validation = jax.tree.map(jnp.asarray, validation)
 
     def program(carry: Any, start: int, count: int) -> tuple[Any, Any]:
@@ -167,11 +163,11 @@ def descend(
         lowered = chunk.lower(carry, 0, 1, rng_key, loss_fn, given, validation, *settings, **static)
         kept = keeper(
             {
-                "data": _checksum(data, validation),
-                "key": _checksum(rng_key),
-                "start": _checksum(parameters, memory, loss_fn),
+                "data": checksum(data, validation),
+                "key": checksum(rng_key),
+                "start": checksum(parameters, memory, loss_fn),
                 "settings": str(settings),
-                "program": hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest(),
+                "program": program_checksum(lowered),
             }
         )
 
@@ -222,15 +218,3 @@ def _result(outcome: Outcome, every: int, validated: bool, label: str) -> Descen
         failed_at,
         outcome.complete,
     )
-
-
-def _checksum(*trees: Any) -> str:
-    """Checksum of all arrays, and of shapes and dtypes."""
-    total = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(trees):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
-        total.update(f"{array.shape} {array.dtype}".encode())
-        total.update(array.view(np.uint8) if array.size else b"")
-    return total.hexdigest()

@@ -11,6 +11,7 @@ import numpy as np
 from langevin_ppl.base import Array, PRNGKey
 from langevin_ppl.scores.learned import Learned
 from langevin_ppl.scores.score import unconditional
+from langevin_ppl.tree import as_pytree
 
 __all__ = ["Objective", "Rest", "parted"]
 
@@ -94,8 +95,7 @@ class Objective:
     @classmethod
     def of(cls, loss: Any, around: Learned, rest: Rest, dropout: float) -> "Objective":
         """Objective of a loss that is a pytree, or a function."""
-        is_leaf = jax.tree.structure(loss) == jax.tree.structure(0)
-        return cls(jax.tree_util.Partial(loss) if is_leaf else loss, around, rest, dropout)
+        return cls(as_pytree(loss), around, rest, dropout)
 
     def __call__(
         self, parameters: list[Array], memory: Any, rng_key: PRNGKey, batch: Any

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from langevin_ppl.base import Array, PRNGKey, check_number
 
-__all__ = ["NoiseProcess", "namespace"]
+__all__ = ["NoiseProcess", "derivative", "namespace"]
 
 
 def namespace(t: Any) -> Any:
@@ -81,6 +81,10 @@ class NoiseProcess(abc.ABC):
         """``sigma / alpha`` at time ``t``, which grows with it."""
         return self.sigma(t) / self.alpha(t)
 
+    def time_within(self, ratio: Any) -> Any:
+        """Time of a ratio within the interval, which rounding must not leave."""
+        return namespace(ratio).clip(self.time_at(ratio), self.t_min, self.t_max)
+
     def log_snr(self, t: Any) -> Any:
         """Half the logarithm of the signal-to-noise ratio, ``log(alpha / sigma)``."""
         return -namespace(t).log(self.ratio(t))
@@ -91,8 +95,8 @@ class NoiseProcess(abc.ABC):
         They follow from the schedule: ``f`` is the derivative of ``log alpha`` and ``g^2`` is
         ``2 sigma^2`` times that of ``log(sigma / alpha)``.
         """
-        growth = _derivative(lambda s: namespace(s).log(self.alpha(s)), t)
-        spread = _derivative(lambda s: namespace(s).log(self.ratio(s)), t)
+        growth = derivative(lambda s: namespace(s).log(self.alpha(s)), t)
+        spread = derivative(lambda s: namespace(s).log(self.ratio(s)), t)
         return growth, 2.0 * self.sigma(t) ** 2 * spread
 
     def encode(self, x: Any) -> Any:
@@ -187,8 +191,8 @@ class NoiseProcess(abc.ABC):
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity. Remove them.")
 
 
-def _derivative(schedule: Callable[[Any], Any], t: Any) -> Any:
-    """Derivative of a schedule, element by element, in the precision of ``t``."""
+def derivative(schedule: Callable[[Any], Any], t: Any) -> Any:
+    """Derivative of a function of numbers, element by element, in the precision of ``t``."""
     if isinstance(t, jax.Array):
         return jax.jvp(schedule, (t,), (jnp.ones_like(t),))[1]
     # On the host by a complex step, which loses no digits: schedules are analytic.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import Array
-from langevin_ppl.scores.process import NoiseProcess
+from langevin_ppl.scores.process import NoiseProcess, derivative
 
 __all__ = ["Score", "unconditional"]
 
@@ -131,8 +131,7 @@ class Score:
         if t.ndim and t.shape != batch:
             t = jnp.broadcast_to(t, batch)
         denoise = self.denoiser
-        given = condition is not None and condition.ndim > len(self.condition_shape or ())
-        axes = 0, (0 if t.ndim else None), (0 if given else None)
+        axes = 0, (0 if t.ndim else None), self.axis_of(condition)
         for _ in batch:
             denoise = jax.vmap(denoise, axes)
         return denoise(x, t, condition)
@@ -149,8 +148,8 @@ class Score:
         process = self.process
         alpha = self._per_event(process.alpha, t, ndim)
         sigma = self._per_event(process.sigma, t, ndim)
-        rise = self._per_event(_derivative(process.alpha), t, ndim)
-        spread = self._per_event(_derivative(process.sigma), t, ndim)
+        rise = self._per_event(lambda t: derivative(process.alpha, t), t, ndim)
+        spread = self._per_event(lambda t: derivative(process.sigma, t), t, ndim)
         return rise * clean + spread * (x - alpha * clean) / sigma
 
     def energy(self, x: Array, t: Any, condition: Any = None) -> Array:
@@ -171,6 +170,14 @@ class Score:
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         squares = 0.5 * jnp.sum(x**2) - alpha * self.potential(x, t, condition)
         return squares / sigma**2
+
+    def axis_of(self, condition: Array | None) -> int | None:
+        """Axis 0 where there is one condition for each event; None for one for all, and for none.
+
+        One for all is not copied: what a network computes of it is computed once.
+        """
+        one = condition is None or condition.ndim == len(self.condition_shape or ())
+        return None if one else 0
 
     def replace(self, **changes: Any) -> "Score":
         """Return a copy with other fields."""
@@ -201,11 +208,6 @@ def unconditional(condition: Any) -> Array:
     condition = jnp.asarray(condition)
     integer = jnp.issubdtype(condition.dtype, jnp.integer)
     return jnp.full_like(condition, -1 if integer else jnp.nan)
-
-
-def _derivative(schedule: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return the derivative of a schedule in time, element by element."""
-    return lambda t: jax.jvp(schedule, (t,), (jnp.ones_like(t),))[1]
 
 
 def _is_array(leaf: Any) -> bool:

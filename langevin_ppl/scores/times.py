@@ -14,7 +14,7 @@ from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
 
 from langevin_ppl.base import Array, PRNGKey
-from langevin_ppl.scores.process import NoiseProcess
+from langevin_ppl.scores.process import NoiseProcess, derivative
 
 __all__ = ["TIMES", "WEIGHTINGS", "draw_times", "weights"]
 
@@ -70,12 +70,12 @@ def draw_times(
         logs = jnp.where(uniform < EVERYWHERE, low + uniform / EVERYWHERE * (high - low), logs)
         density = EVERYWHERE * flat
         density += (1.0 - EVERYWHERE) * norm.pdf(logs, mean, LOG_SD) / (last - first)
-    return jnp.clip(process.time_at(jnp.exp(logs)), t_min, t_max), density
+    return process.time_within(jnp.exp(logs)), density
 
 
 def slope(process: NoiseProcess, t: Array) -> Array:
     """Derivative of ``log r`` in time, element by element."""
-    return jax.jvp(lambda s: -process.log_snr(s), (t,), (jnp.ones_like(t),))[1]
+    return derivative(lambda s: -process.log_snr(s), t)
 
 
 def weights(weighting: str, process: NoiseProcess, t: Array, density: Array, scale: Any) -> Array:
