@@ -5,7 +5,7 @@ PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test lint docs bench clean
+.PHONY: help quickstart test slow lint docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -15,7 +15,11 @@ quickstart: ## run the first example
 	$(PY) examples/01_quickstart.py
 
 test: lint ## lint, then run the tests
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+
+slow: ## run the tests that take long: several processes, all pages, trained networks
+	@sh scripts/install.sh dev
+	$(PY) -m pytest -n 2 --dist loadfile -m slow
 
 lint: ## ruff and pyright
 	@sh scripts/install.sh dev

@@ -67,6 +67,7 @@ print(len(found))
 """
 
 
+@pytest.mark.slow
 def test_programs_are_kept_on_disk(tmp_path):
     folder = tmp_path / "made" / "here"
 

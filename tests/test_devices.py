@@ -237,7 +237,12 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+SLOW = ("chains", "data", "transfers")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SCRIPTS]
+)
 def test_several_devices(name):
     count, script = SCRIPTS[name]
     program = HEAD.replace("{}", str(count), 1) + script + "\nprint('same')"

@@ -48,6 +48,7 @@ def test_docstring_examples(name):
     assert result.failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::langevin_ppl.DivergenceWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_pages(page, tmp_path, monkeypatch, capsys):

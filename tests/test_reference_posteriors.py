@@ -37,6 +37,7 @@ POSTERIORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_moments_agree(name, data_path):
     model, arguments, observed = POSTERIORS[name]

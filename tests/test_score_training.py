@@ -82,6 +82,7 @@ LEARNED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LEARNED)
 def test_a_learned_denoiser_approaches_the_exact_one(case):
     """Within a third of the distance that the best Gaussian denoiser, the start, is away."""
@@ -113,6 +114,7 @@ def test_a_learned_denoiser_approaches_the_exact_one(case):
         assert error < reach / 3 + 0.01, ratio
 
 
+@pytest.mark.slow
 def test_labels_and_no_label_are_both_learned():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 2000)
