@@ -109,7 +109,7 @@ _HOME = {
 }
 
 # Rooms that are read by name.
-_ROOMS = ("diagnostics", "diffusion", "distributions", "infer", "scores")
+_ROOMS = ("diagnostics", "diffusion", "distributions", "energy", "infer", "scores")
 
 __all__ = [
     "CheckpointError",

@@ -30,6 +30,7 @@ LAYERS = [
     {"trust"},
     {"verdict"},
     {"sampling"},
+    {"energy"},
     {"diagnostics"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
@@ -37,7 +38,7 @@ INSIDE_A_LAYER = {("tree", "base")}
 
 # Who alone may import a library that is heavy, optional or somebody's own matter.
 ONLY_IN = {
-    "numpyro": {"annealing", "distributions", "infer", "targets"},
+    "numpyro": {"annealing", "distributions", "energy", "infer", "targets"},
     "arviz_base": {"export"},
     "arviz": set(),
     "arviz_stats": {"approximation"},

@@ -33,9 +33,9 @@ EXAMPLES = [name for name in lp.__all__ if not name.endswith(("Warning", "Error"
 # Of these rooms, what a user calls; what comes back, and contracts, have no example of their own.
 ROOMS = [
     f"{room}.{name}"
-    for room in ("diagnostics", "diffusion", "distributions", "scores")
+    for room in ("diagnostics", "diffusion", "distributions", "energy", "scores")
     for name in operator.attrgetter(room)(lp).__all__
-    if name[0].islower() or name == "ScoreBased"
+    if name[0].islower() or room == "distributions"
 ]
 
 

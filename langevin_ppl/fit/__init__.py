@@ -2,12 +2,13 @@
 
 from langevin_ppl.fit.descent import Descended, descend
 from langevin_ppl.fit.newton import Minimum, Peak, climb, climb_on_host, minimize
-from langevin_ppl.fit.steps import default_optimizer, is_optimizer, rows_of_batch
+from langevin_ppl.fit.steps import Reported, default_optimizer, is_optimizer, rows_of_batch
 
 __all__ = [
     "Descended",
     "Minimum",
     "Peak",
+    "Reported",
     "climb",
     "climb_on_host",
     "default_optimizer",

@@ -19,6 +19,13 @@ NOTED = 100
 """Last steps whose mean loss is shown beside the bar."""
 
 
+CURE = (
+    "Take a lower learning rate, or an optimizer that cuts gradients, and look at the data for "
+    "outliers."
+)
+"""What to do about a loss that is not finite."""
+
+
 class Descended(NamedTuple):
     """Where a descent ended.
 
@@ -32,6 +39,8 @@ class Descended(NamedTuple):
         What the loss carried from step to step.
     losses
         Loss of every step made, ``[step]``.
+    reports
+        What the loss reported in every step, by name, ``[step]``.
     validation_steps, validation_losses
         Steps after which the validation loss was measured, and the loss, ``[measurement]``.
     failed_at
@@ -44,6 +53,7 @@ class Descended(NamedTuple):
     average: Any
     memory: Any
     losses: np.ndarray
+    reports: dict[str, np.ndarray]
     validation_steps: np.ndarray
     validation_losses: np.ndarray
     failed_at: int | None
@@ -91,6 +101,7 @@ def descend(
     keeper: Callable[[dict[str, str]], Keeper | None] | None = None,
     progress: bool = False,
     label: str = "fit",
+    cure: str = CURE,
 ) -> Descended:
     """Minimise a random loss by a method of Optax.
 
@@ -120,7 +131,7 @@ def descend(
         Any ``optax.GradientTransformation``; `default_optimizer` by default. It is given the extra
         arguments ``value``, ``grad`` and ``value_fn``.
     memory
-        What the loss carries from step to step.
+        What the loss carries from step to step; with `Reported` it puts scalars out.
     ema
         Decay of the moving average of the parameters, which is shorter in the first steps.
     validation
@@ -131,6 +142,8 @@ def descend(
         checksums of all that determines the run, by what they are of.
     progress, label
         As in `langevin_ppl.loop.drive`.
+    cure
+        What to do about a loss that is not finite, for the warning.
 
     Warns
     -----
@@ -176,7 +189,9 @@ def descend(
         return Look(failed, done + max(FIRST_LOOK, done // 4), num_steps, spoken(outputs, done))
 
     def spoken(outputs: Any, done: int) -> str:
-        return f"loss {np.mean(outputs['loss'][max(0, done - NOTED) : done]):.4g}"
+        shown = [name for name in outputs if name not in ("failed", "validation")]
+        means = {name: np.mean(outputs[name][max(0, done - NOTED) : done]) for name in shown}
+        return ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
 
     outcome = drive(
         program,
@@ -189,10 +204,10 @@ def descend(
         keeper=kept,
         note=spoken,
     )
-    return _result(outcome, validate_every, validation is not None, label)
+    return _result(outcome, validate_every, validation is not None, label, cure)
 
 
-def _result(outcome: Outcome, every: int, validated: bool, label: str) -> Descended:
+def _result(outcome: Outcome, every: int, validated: bool, label: str, cure: str) -> Descended:
     carry, outputs = outcome.carry, outcome.outputs
     at = int(carry.failed_at)
     failed_at = None if at < 0 else at
@@ -202,17 +217,22 @@ def _result(outcome: Outcome, every: int, validated: bool, label: str) -> Descen
     if failed_at is not None:
         warnings.warn(
             f"{label}: the loss or its gradient was not finite at step {failed_at}. Training ended "
-            "there, and the parameters of the step before are kept. Take a lower learning rate, or "
-            "an optimizer that cuts gradients, and look at the data for outliers.",
+            f"there, and the parameters of the step before are kept. {cure}",
             DivergenceWarning,
             stacklevel=4,
         )
     found = np.array(outputs["validation"])[measured - 1] if validated else np.zeros(0)
+    reports = {
+        name: np.array(values)[: len(losses)]
+        for name, values in outputs.items()
+        if name not in ("loss", "failed", "validation")
+    }
     return Descended(
         carry.parameters,
         carry.average,
         carry.memory,
         losses,
+        reports,
         measured,
         found,
         failed_at,

@@ -14,7 +14,15 @@ from langevin_ppl.gradients.draws import scattered
 from langevin_ppl.loop import repeat
 from langevin_ppl.tree import all_finite
 
-__all__ = ["Carry", "begin", "chunk", "default_optimizer", "is_optimizer", "rows_of_batch"]
+__all__ = [
+    "Carry",
+    "Reported",
+    "begin",
+    "chunk",
+    "default_optimizer",
+    "is_optimizer",
+    "rows_of_batch",
+]
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate of the default optimizer rises; Adam's second
@@ -32,6 +40,21 @@ class Carry(NamedTuple):
     state: Any
     memory: Any
     failed_at: Array
+
+
+class Reported(NamedTuple):
+    """What a loss may carry as its memory, to put out scalars in every step.
+
+    Attributes
+    ----------
+    memory
+        What is carried.
+    report
+        Scalars by name.
+    """
+
+    memory: Any
+    report: Any
 
 
 def is_optimizer(value: Any) -> bool:
@@ -190,6 +213,8 @@ def chunk(
         batch = batch_at(index)
         carry, loss = _step(carry, index, key_loss, loss_fn, batch, ema, horizon, optimizer)
         outputs = {"loss": loss, "failed": carry.failed_at >= 0}
+        if isinstance(carry.memory, Reported):
+            outputs |= carry.memory.report
         if validation is not None:
             width = min(len(jax.tree.leaves(tree)[0]) for tree in (batch, validation))
             best = carry.parameters if carry.average is None else carry.average

@@ -21,7 +21,7 @@ from langevin_ppl.base import (
 )
 from langevin_ppl.gradients import as_estimator
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
-from langevin_ppl.taming import norm
+from langevin_ppl.taming import Taming, norm
 from langevin_ppl.tree import all_finite, ravel
 
 __all__ = [
@@ -148,6 +148,9 @@ class Kernel:
         Steps before the kernel aims at its target.
     recipe
         Function and arguments that make the kernel, where it cannot be imported by name.
+    taming
+        Of a kernel whose step is one of Euler and Maruyama with a tamed drift, and its law given
+        where it began so Gaussian: the taming, from parameters of its own. None for others.
     state
         ``state(position, logdensity, logdensity_grad, step, memory) -> State``.
     doc
@@ -176,6 +179,7 @@ class Kernel:
         ends_at_gradient: bool = True,
         burn_in: int = 0,
         recipe: tuple[Callable[..., Any], tuple[Any, ...]] | None = None,
+        taming: Callable[..., Taming] | None = None,
         state: Callable[..., Any] = KernelState,
         doc: str,
     ):
@@ -196,6 +200,7 @@ class Kernel:
         self.ends_at_gradient = ends_at_gradient
         self.burn_in = burn_in
         self.recipe = recipe
+        self.taming = taming
         self.state = state
         _, _, _, *own = inspect.signature(transition).parameters.values()
         self.parameters: Mapping[str, Any] = {p.name: p.default for p in own}

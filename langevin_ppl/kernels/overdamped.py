@@ -6,6 +6,8 @@ are the two ways to put the factors together; the names below are compositions o
 """
 
 import functools
+import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from langevin_ppl.preconditioners import Preconditioner, preconditioner
 from langevin_ppl.taming import Taming, norm, taming_loss, untamed
 from langevin_ppl.tree import ravel
 
-__all__ = ["irreversible", "leimkuhler_matthews", "mala", "ula"]
+__all__ = ["irreversible", "leimkuhler_matthews", "log_weight", "mala", "ula"]
 
 MALA_ACCEPTANCE = 0.574
 """Optimal acceptance rate of MALA in high dimension (Roberts, Rosenthal 1998)."""
@@ -192,6 +194,50 @@ def metropolised(taming: Taming) -> Transition:
     return transition
 
 
+def log_weight(
+    kernel: Kernel, before: KernelState, after: KernelState, parameters: Mapping[str, Any]
+) -> Array:
+    r"""Log weight of a step without a Metropolis test, which makes averages exact.
+
+    .. math::
+        \log \frac{p'(x') \, q'(x \mid x')}{p(x) \, q(x' \mid x)} ,
+
+    where the step went from :math:`x` to :math:`x'`, and :math:`q` is the Gaussian law of a step.
+    What is primed belongs to the density whose value and gradient the later state holds, which may
+    be another than that of the earlier one.
+
+    Parameters
+    ----------
+    kernel
+        One with a ``taming``.
+    before, after
+        States at the ends of the step.
+    parameters
+        Parameters of the kernel, as `Kernel.prepare` gives them.
+
+    References
+    ----------
+    Jarzynski, *Nonequilibrium equality for free energy differences* (1997); Carbone, Hua, Coste,
+    Vanden-Eijnden, *Efficient training of energy-based models using Jarzynski equality*, 2023,
+    arXiv:2305.19414.
+    """
+    assert kernel.taming is not None
+    values = {name: parameters.get(name, default) for name, default in kernel.parameters.items()}
+    own = [values[name] for name in inspect.signature(kernel.taming).parameters]
+    taming, location = kernel.taming(*own), values.get("location", 0.0)
+    step_size, temperature = values["step_size"], values["temperature"]
+    ends = ravel(before.position)[0], ravel(after.position)[0]
+    frame = preconditioner(values["inverse_mass_matrix"], ends[0].size)
+    there, back = (
+        _drift(state.position, state.logdensity_grad, frame, taming, step_size, location).tamed
+        for state in (before, after)
+    )
+    increment = frame.solve(ends[1] - ends[0])
+    noise = (increment - step_size * there) / jnp.sqrt(2.0 * step_size * temperature)
+    change = (after.logdensity - before.logdensity) / temperature
+    return change + metropolis.euler_maruyama_log_ratio(there, back, noise, step_size, temperature)
+
+
 def _correlated(
     randomness: Randomness,
     state: CorrelatedState,
@@ -294,6 +340,7 @@ ula = Kernel(
     exact=False,
     tuner=mala,
     max_step_size=ULA_STEP_SIZE,
+    taming=lambda: untamed,
     doc=r"""Unadjusted Langevin algorithm.
 
 .. math:: x' = x + h C \nabla \log p(x) + \sqrt{2 h T} L \xi, \qquad C = L L^T.

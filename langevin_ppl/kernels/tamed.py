@@ -161,6 +161,7 @@ tula = Kernel(
     exact=False,
     tuner=tmala,
     max_step_size=ULA_STEP_SIZE,
+    taming=lambda: normwise,
     doc=r"""Tamed unadjusted Langevin algorithm, norm-wise.
 
 .. math:: x' = x + h \frac{G}{1 + h \|G\|} + \sqrt{2 h T} \xi, \qquad G = \nabla \log p(x),
@@ -198,6 +199,7 @@ tulac = Kernel(
     exact=False,
     tuner=tmalac,
     max_step_size=ULA_STEP_SIZE,
+    taming=lambda: coordinatewise,
     doc=r"""Tamed unadjusted Langevin algorithm, coordinate-wise.
 
 .. math:: x_i' = x_i + h \frac{G_i}{1 + h |G_i|} + \sqrt{2 h T} \xi_i,
@@ -233,6 +235,7 @@ mtula = Kernel(
     exact=False,
     tuner=tmala,
     max_step_size=ULA_STEP_SIZE,
+    taming=polynomial,
     doc=r"""Modified tamed unadjusted Langevin algorithm.
 
 .. math:: x' = x + h \frac{G}{\sqrt{1 + h \|x\|^{2 r}}} + \sqrt{2 h T} \xi,
@@ -277,6 +280,7 @@ tusla = Kernel(
     tuner=tmala,
     max_step_size=ULA_STEP_SIZE,
     order=0.5,
+    taming=regularised,
     doc=r"""Tamed unadjusted stochastic Langevin algorithm, as a sampling kernel.
 
 .. math::
@@ -324,6 +328,7 @@ stula = Kernel(
     tuner=tmala,
     max_step_size=ULA_STEP_SIZE,
     order=0.5,
+    taming=split,
     doc=r"""Split tamed unadjusted Langevin algorithm: only what is not linear is tamed.
 
 .. math::

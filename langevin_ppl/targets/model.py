@@ -37,6 +37,9 @@ NEEDS_CONCRETE = (
 class ModelTarget(BaseTarget):
     """A NumPyro model with its arguments; made by `target`."""
 
+    takes_intractable = False
+    """Whether normalisers may be missing that depend on latents."""
+
     def __init__(
         self,
         code: Code,
@@ -99,6 +102,8 @@ class ModelTarget(BaseTarget):
             found = inspect_model(self._code, self._arrays, self._batch_size)
             if self.stream is not None and self.stream.order is None:
                 refuse_numbers(self._code, self._arrays, found)
+            if found.intractable and not self.takes_intractable:
+                raise ValueError(_intractable(found.intractable))
             return found
         except NEEDS_CONCRETE as error:
             raise TypeError(self._explain_concrete(error)) from error
@@ -180,6 +185,16 @@ class ModelTarget(BaseTarget):
         indices, columns = self.stream.sample_rows(number)
         places = {column.name: column.number for column in self.stream.columns}
         return self._rows_of(indices, lambda absent: columns[places[absent.name]])
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Values of ``param`` and ``mutable`` sites by name, which the log density holds fixed."""
+        return self._data[1]
+
+    def with_fixed(self, values: Mapping[str, Any]) -> "ModelTarget":
+        """Return a copy with other values of some ``param`` and ``mutable`` sites."""
+        fixed = {**self._data[1], **values}
+        return self._remade(self._code, self._arrays, fixed, self.options)
 
     @property
     def summed_out(self) -> tuple[str, ...]:
@@ -379,6 +394,25 @@ class ModelTarget(BaseTarget):
             self._code, *self._data, position, batch_ndims, hidden, self._blank
         )
 
+    def site_logdensities(self, values: Mapping[str, Any]) -> dict[str, Array]:
+        """Log density of every site at values of the latent sites, in their own coordinates."""
+        return programs.site_logdensities(self._code, *self._data, dict(values))
+
+    def unconstrain(self, values: Mapping[str, Any]) -> tuple[Position, dict[str, Array]]:
+        """Unconstrained position of values of the latent sites, for use under ``vmap``.
+
+        Parameters
+        ----------
+        values
+            Values of all latent sites.
+
+        Returns
+        -------
+        position, inside
+            The position, and for every site whether its value is in the support, scalars.
+        """
+        return programs.unconstrain(self._code, *self._data, dict(values))
+
     def predict(
         self, rng_key: PRNGKey, samples: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
@@ -489,6 +523,16 @@ class ModelTarget(BaseTarget):
     def description(self) -> str:
         """What the target is, for messages and the attributes of a run."""
         return f"model {model_name(self._code.model.value)}"
+
+
+def _intractable(names: tuple[str, ...]) -> str:
+    spoken = ", ".join(map(repr, names))
+    return (
+        f"The energy of the EnergyBased site {spoken} depends on another latent site, and so does "
+        "its normaliser, which is not known: the posterior would be silently wrong. Make what it "
+        "depends on a numpyro.param, which langevin_ppl.energy.fit learns from data, or sample its "
+        "posterior by langevin_ppl.energy.exchange, which needs no normaliser."
+    )
 
 
 TRIED_ROWS = 2**14

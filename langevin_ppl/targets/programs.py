@@ -37,6 +37,7 @@ __all__ = [
     "predict",
     "predict_prior",
     "site_logdensities",
+    "unconstrain",
 ]
 
 
@@ -209,6 +210,20 @@ def site_logdensities(
         for name, site in trace.items()
         if site["type"] == "sample"
     }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def unconstrain(
+    code: Code, arrays: tuple[Array, ...], fixed: dict[str, Any], values: dict[str, Array]
+) -> tuple[Position, dict[str, Array]]:
+    """Unconstrained position of values of all latent sites, and whether they are supported."""
+    model, args, kwargs = _prepare(code, arrays, fixed)
+    seeded = handlers.seed(handlers.substitute(model, data=values), jax.random.key(0))
+    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    supports = {name: trace[name]["fn"].support for name in values}
+    position = {name: biject_to(supports[name]).inv(value) for name, value in values.items()}
+    inside = {name: jnp.all(supports[name](value)) for name, value in values.items()}
+    return position, inside
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

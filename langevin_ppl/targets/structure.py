@@ -6,14 +6,14 @@ Nothing is computed and nothing compiled here: the model runs once under ``jax.e
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 from numpyro import handlers
-from numpyro.distributions import Delta, Unit
+from numpyro.distributions import Delta, Unit, constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import init_to_uniform
 
@@ -38,6 +38,8 @@ class Structure(NamedTuple):
         Their places in the flat vector.
     fixed
         Names of ``param`` and ``mutable`` sites, which are held at their initial values.
+    parameters
+        Constraints of the ``param`` sites among them, by name.
     observed
         Names of observed sites.
     observed_arguments
@@ -54,11 +56,15 @@ class Structure(NamedTuple):
         Subsampled plates by name.
     reads
         Arguments whose rows ``numpyro.subsample`` reads in them.
+    intractable
+        Names of sites that lack a normaliser which depends on a latent, so that the log density is
+        not that of the model.
     """
 
     prototype: dict[str, jax.ShapeDtypeStruct]
     layout: Layout
     fixed: tuple[str, ...]
+    parameters: Mapping[str, Any]
     observed: tuple[str, ...]
     observed_arguments: frozenset[int]
     dims: dict[str, tuple[str, ...]]
@@ -67,6 +73,7 @@ class Structure(NamedTuple):
     hidden: frozenset[str]
     plates: dict[str, Plate]
     reads: frozenset[Read]
+    intractable: tuple[str, ...]
 
 
 def inspect_model(
@@ -91,6 +98,7 @@ def _inspect(
     code: Code, avals: tuple[Any, ...], batch_size: int | None, precision: Any
 ) -> Structure:
     found: list[Structure] = []
+    unnormalised: list[str] = []
 
     def traced(rng_key: Array, arrays: tuple[Array, ...], values: dict[str, Array]) -> Any:
         args, kwargs = code.arguments(arrays)
@@ -99,6 +107,7 @@ def _inspect(
         trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
         if not found:
             found.append(_structure(trace, arrays, model, batch_size))
+            unnormalised.extend(_unnormalised(trace))
         of_type = {kind: {} for kind in ("sample", "deterministic")}
         for name, site in trace.items():
             of_type.get(site["type"], {})[name] = site["value"]
@@ -106,6 +115,8 @@ def _inspect(
         return discrete, of_type["deterministic"]
 
     discrete, deterministics = jax.eval_shape(traced, jax.random.key(0), avals, {})
+    if unnormalised:
+        found[0] = found[0]._replace(intractable=_intractable(code, avals))
     if found[0].plates:
         _refuse_leaks(code, avals, found[0].plates)
     if not (discrete and deterministics):
@@ -117,6 +128,43 @@ def _inspect(
     )
     dims = {name: dims for name, dims in found[0].dims.items() if name not in hidden}
     return found[0]._replace(hidden=hidden, dims=dims)
+
+
+def _unnormalised(trace: dict[str, dict[str, Any]]) -> list[str]:
+    """Names of sites whose distributions say that their normaliser is missing."""
+    samples = {name: site["fn"] for name, site in trace.items() if site["type"] == "sample"}
+    return [n for n, fn in samples.items() if getattr(_innermost(fn), "unnormalised", False)]
+
+
+def _intractable(code: Code, avals: tuple[Any, ...]) -> tuple[str, ...]:
+    """Names of sites whose missing normaliser depends on a latent site."""
+
+    def traced(arrays: tuple[Array, ...], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        args, kwargs = code.arguments(arrays)
+        model = OnRows(code.model.value, arrays=arrays, abstract=True)
+        seeded = handlers.seed(model, jax.random.key(0))
+        started = handlers.substitute(seeded, substitute_fn=init_to_uniform())
+        return handlers.trace(handlers.substitute(started, data=given)).get_trace(*args, **kwargs)
+
+    def latents(arrays: tuple[Array, ...]) -> dict[str, Any]:
+        sites = traced(arrays, {}).items()
+        samples = {name: site for name, site in sites if site["type"] == "sample"}
+        return {name: site["value"] for name, site in samples.items() if not site["is_observed"]}
+
+    def terms(arrays: Any, point: Array, given: dict[str, Any]) -> dict[str, Array]:
+        trace = traced(arrays, given)
+        found = {name: _innermost(trace[name]["fn"]) for name in _unnormalised(trace)}
+        # At a point that is no latent: what is left to depend on is the energy itself.
+        return {
+            name: jnp.sum(fn.log_prob(jnp.broadcast_to(point, fn.shape())))
+            for name, fn in found.items()
+        }
+
+    given = jax.eval_shape(latents, avals)
+    point = jax.ShapeDtypeStruct((), jnp.result_type(float))
+    jaxpr, out = jax.make_jaxpr(terms, return_shape=True)(avals, point, given)
+    reached = _reached(jaxpr.jaxpr, len(given))
+    return tuple(name for name, yes in zip(sorted(out), reached, strict=True) if yes)
 
 
 def _refuse_leaks(code: Code, shapes: tuple[Any, ...], plates: dict[str, Plate]) -> None:
@@ -259,6 +307,11 @@ def _structure(
         prototype=prototype,
         layout=Layout.of(prototype),
         fixed=tuple(k for k, v in trace.items() if v["type"] in ("param", "mutable")),
+        parameters={
+            k: v["kwargs"].get("constraint", constraints.real)
+            for k, v in trace.items()
+            if v["type"] == "param"
+        },
         observed=tuple(observed),
         observed_arguments=frozenset(
             positions[id(v["value"])] for v in observed.values() if id(v["value"]) in positions
@@ -269,6 +322,7 @@ def _structure(
         hidden=frozenset(),
         plates=plates,
         reads=frozenset(read for read in model.reads if read.plate in plates),
+        intractable=(),
     )
 
 

@@ -1,4 +1,4 @@
-"""NumPyro distributions: a score as the prior of a model."""
+"""``ScoreBased``: a learned score as the prior of a model."""
 
 import functools
 import math
