@@ -20,6 +20,7 @@ PAGES = [
     "docs/streams.md",
     "docs/scores.md",
     "docs/diffusion.md",
+    "docs/energy.md",
     "docs/checkpoints.md",
     "docs/devices.md",
     "docs/blackjax.md",

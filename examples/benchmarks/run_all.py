@@ -195,6 +195,24 @@ be, at equal numbers of evaluations.""",
 A mixture of Gaussians as the prior and a linear observation with noise: the posterior is known.
 Guided samplers, walks and chains are measured by how far mean, covariance and weights of the modes
 are from it, with standard errors.""",
+    "energy_mixture": """## Trainers of energies where modes are far apart
+
+Two Gaussians in 50 dimensions with weights 0.25 and 0.75, learned by a model of the same family.
+Walkers do not cross between the modes: only their weights can say how much mass each should
+have.""",
+    "energy_quadrature": """## Trainers of energies against maximum likelihood
+
+Energies in one and two dimensions, whose maximum of the likelihood and normaliser are known by
+quadrature. Errors are in standard errors of maximum likelihood, against the maximum for the same
+data.""",
+    "energy_2d": """## Energies of networks in two dimensions
+
+A small network times a Gaussian base measure, learned by every trainer with as many updates, and
+judged on a grid; and what an update costs beyond its gradients.""",
+    "energy_digits": """## A classifier that is an energy
+
+A joint energy model beside the same network trained as a classifier, on the 8x8 digits of
+scikit-learn: accuracy, calibration, and how well foreign images are told.""",
     "devices": """## Several devices, several processes
 
 Chains or rows of data spread over two CPU devices of one process, and over two processes that talk

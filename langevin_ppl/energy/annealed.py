@@ -34,7 +34,8 @@ class Annealed(NamedTuple):
     positions
         Unconstrained, leading axis ``walker``.
     log_weights
-        Their mean is the normaliser, ``[walker]``.
+        The mean of their exponentials is the normaliser, ``[walker]``. A walker that has left the
+        finite numbers has the weight 0.
     acceptance_rates
         Of every level, 0 without a Metropolis test, ``[level]``.
     """
@@ -162,6 +163,7 @@ def _walk(
 
     keys = jax.random.split(rng_key, len(jax.tree.leaves(positions)[0]))
     positions, weights, rates = jax.vmap(one)(keys, positions)
+    weights = jnp.where(jnp.isfinite(weights), weights, -jnp.inf)
     return Annealed(positions, weights, jnp.mean(rates, axis=0))
 
 

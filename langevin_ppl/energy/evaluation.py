@@ -1,6 +1,7 @@
 """How good an energy is: its normaliser, the likelihood of data held out, and what is foreign."""
 
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import blackjax.smc.adaptive_tempered as adaptive_tempered
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.smc.resampling import systematic
 
-from langevin_ppl.base import PRNGKey, check_counts, check_key
+from langevin_ppl.base import DivergenceWarning, PRNGKey, check_counts, check_key, check_number
 from langevin_ppl.energy.annealed import anneal, draws_of_base
 from langevin_ppl.energy.data import by_site, positions_of
+from langevin_ppl.energy.laws import sites_at
 from langevin_ppl.energy.model import EnergyModel, base_of, check_target, without_observed
 from langevin_ppl.energy.training import Fitted
 from langevin_ppl.energy.walkers import check_kernel, is_weighable
@@ -24,6 +26,11 @@ __all__ = ["HeldOut", "auroc", "energies", "held_out", "log_normalizer"]
 
 MAX_LEVELS = 1000
 """Levels after which tempering gives up."""
+
+_NOWHERE = (
+    "the weights of the walkers are not finite. Look at the energy where the base measure is: it "
+    "has to be finite there, and a step_size that is given small enough for its gradients."
+)
 
 GAIN = 1.0
 """How much the logarithm of the step of tempering changes for a rate that is off by one."""
@@ -79,7 +86,13 @@ def log_normalizer(
     Raises
     ------
     TypeError, ValueError
-        If the model has no base measure that can be drawn from, or arguments do not fit.
+        If the model has no base measure that can be drawn from, or sites that are scaled; if
+        arguments do not fit; or if no walker has a finite weight.
+
+    Warns
+    -----
+    DivergenceWarning
+        If walkers of a kernel without a Metropolis test left the finite numbers.
 
     Notes
     -----
@@ -114,7 +127,7 @@ def log_normalizer(
     _check_walks(method, kernel, kernel_parameters, ess)
     base = base_of(latent, "energy.log_normalizer")
     if method == "ais":
-        return anneal(
+        found = anneal(
             rng_key,
             base,
             latent,
@@ -123,7 +136,9 @@ def log_normalizer(
             steps_per_level,
             kernel,
             kernel_parameters,
-        ).normalizer
+        )
+        _check_lost(found.log_weights, kernel)
+        return found.normalizer
     found = [
         _tempered(key, base, latent, num_walkers, steps_per_level, kernel, kernel_parameters, ess)
         for key in jax.random.split(rng_key, repeats)
@@ -164,6 +179,8 @@ def _tempered(
         step = jnp.exp(jnp.asarray(log_step))
         state, info = _temper(key, ends, state, parameters, step, ess, kernel, num_steps)
         total += float(info.log_likelihood_increment)
+        if not np.isfinite(total):
+            raise ValueError(f"energy.log_normalizer: {_NOWHERE}")
         if float(state.tempering_param) >= 1.0:
             return total
         rate = float(jnp.mean(info.update_info.acceptance_rate))
@@ -240,8 +257,10 @@ def held_out(target: Any, data: Any, normalizer: Normalizer) -> HeldOut:
 
     Raises
     ------
+    TypeError
+        If there is no normaliser.
     ValueError
-        If the data do not fit the model.
+        If the data do not fit the model, or sites of it are scaled.
 
     Examples
     --------
@@ -254,6 +273,11 @@ def held_out(target: Any, data: Any, normalizer: Normalizer) -> HeldOut:
     >>> round(found.log_likelihood, 3)
     -0.919
     """
+    if not isinstance(normalizer, Normalizer):
+        raise TypeError(
+            "held_out: expected normalizer to be the result of log_normalizer, or that of a method "
+            f"that knows it, such as jarzynski, got {normalizer!r}."
+        )
     pointwise = -energies(target, data) - float(normalizer.value)
     sampling = pointwise.std(ddof=1) / np.sqrt(len(pointwise)) if len(pointwise) > 1 else np.nan
     error = float(np.hypot(sampling, float(normalizer.standard_error)))
@@ -281,7 +305,7 @@ def energies(target: Any, data: Any) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the data do not fit the model.
+        If the data do not fit the model, or sites of it are scaled.
 
     Examples
     --------
@@ -337,9 +361,45 @@ def auroc(inside: Any, outside: Any) -> float:
 
 def _latent(target: Any, caller: str) -> ModelTarget:
     if isinstance(target, Fitted):
-        return target.target
-    check_target(target, caller)
-    return without_observed(target).with_fixed(target.fixed)
+        latent = target.target
+    else:
+        check_target(target, caller)
+        latent = without_observed(target).with_fixed(target.fixed)
+    _check_unscaled(latent, caller)
+    return latent
+
+
+def _check_unscaled(latent: ModelTarget, caller: str) -> None:
+    scaled = []
+
+    def look(position: Any) -> int:
+        for name, site in sites_at(latent, position).items():
+            if site["type"] == "sample" and site["scale"] is not None:
+                scaled.append(name)
+        return 0
+
+    jax.eval_shape(look, latent.prototype)
+    if scaled:
+        raise ValueError(
+            f"{caller}: the site {', '.join(map(repr, scaled))} is scaled "
+            "(numpyro.handlers.scale), and a power of a base measure is not normalised. Leave the "
+            "scale out, or make it a factor of the energy."
+        )
+
+
+def _check_lost(log_weights: Any, kernel: Kernel) -> None:
+    lost = 1.0 - float(np.mean(np.isfinite(np.asarray(log_weights))))
+    if lost == 1.0:
+        raise ValueError(f"energy.log_normalizer: {_NOWHERE}")
+    # A weight of 0 is right where the density is 0, and a Metropolis test moves nothing there.
+    if lost and not kernel.exact:
+        warnings.warn(
+            f"energy.log_normalizer: {100 * lost:.2g} % of the walkers left the finite numbers and "
+            "count as 0, so that the normaliser may be too small. Take a smaller step_size, a "
+            "tamed kernel such as langevin_ppl.tula, or langevin_ppl.mala.",
+            DivergenceWarning,
+            stacklevel=3,
+        )
 
 
 def _check_walks(method: Any, kernel: Any, parameters: Any, ess: Any) -> None:
@@ -353,7 +413,8 @@ def _check_walks(method: Any, kernel: Any, parameters: Any, ess: Any) -> None:
             f"langevin_ppl.mala, or for 'ais' one with Gaussian steps such as langevin_ppl.ula, "
             f"got {kernel!r}."
         )
+    if "step_size" in parameters:
+        check_number("step_size", float(parameters["step_size"]), above=0.0)
     if float(parameters.get("temperature", 1.0)) != 1.0:
         raise ValueError("energy.log_normalizer: expected the temperature 1 of the model.")
-    if not 0.0 < ess < 1.0:
-        raise ValueError(f"ess: expected a share between 0 and 1, got {ess!r}.")
+    check_number("ess", ess, above=0.0, below=1.0)

@@ -1,70 +1,44 @@
 """``exchange``: the posterior of the parameters of an energy whose normaliser is not known."""
 
-import dataclasses
-import functools
-import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
-from blackjax.adaptation.step_size import (
-    DualAveragingAdaptationState,
-    dual_averaging_adaptation,
-)
-from numpyro import handlers
-from numpyro.distributions.transforms import biject_to
 
 from langevin_ppl.arguments import check_groups, check_labels, earlier_positions
 from langevin_ppl.base import (
-    Array,
-    ArrayLike,
     ConvergenceWarning,
     DivergenceWarning,
     Draws,
-    Estimate,
-    GradientEstimator,
-    Position,
     PRNGKey,
     check_counts,
     check_key,
     check_number,
 )
 from langevin_ppl.convergence import Converged, judge
-from langevin_ppl.energy.model import check_target
-from langevin_ppl.export import LIBRARY, collect_groups, safe_name, to_datatree, variables
+from langevin_ppl.energy.laws import IntractableTarget
+from langevin_ppl.energy.random_walk import (
+    NUM_STATS,
+    Flags,
+    Plan,
+    Tuning,
+    WalkState,
+    advance,
+    begin,
+)
+from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
 from langevin_ppl.kernels import Kernel, mala
-from langevin_ppl.loop import capacity_for, drive, repeat
-from langevin_ppl.targets import ModelTarget, programs, target
-from langevin_ppl.targets.calls import Code
-from langevin_ppl.tree import Layout, all_finite
-from langevin_ppl.warmup.adaptation import Schedule
-from langevin_ppl.warmup.moments import SHRINKAGE, Moments
+from langevin_ppl.loop import capacity_for, drive
+from langevin_ppl.tree import Layout
 
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["exchange"]
-
-TARGET_ACCEPTANCE = 0.44
-"""Acceptance rate that the random walk is tuned to: the optimum of one dimension in any number of
-them, because the noise of auxiliary data grows with the length of a step. On 30 data and one
-parameter 0.44 gave a quarter more effective draws than 0.3, and with three parameters as many."""
-
-CYCLE = (1.0, 0.5, 0.25, 0.125)
-"""Sizes of inner steps, in turn. One that is right on average accepts nothing at parameters where
-the law is a few times narrower; auxiliary data then are the data, every such proposal passes on the
-prior alone, and the posterior grows a tail. With one size for all steps the standard deviation of
-the precision of 30 Gaussian data was 2.8 times what it should be, and with these 1.02."""
-
-LENGTH = 2.38
-"""First scale of the random walk times the square root of the dimension, the optimum on Gaussians
-(Roberts, Gelman, Gilks, 1997)."""
 
 MAX_DIVERGENT_SHARE = 0.05
 """Share of proposals without a finite ratio above which there is a warning."""
@@ -74,12 +48,6 @@ MIN_INNER_ACCEPTANCE = 0.1
 
 GROUPS = ("unconstrained_posterior", "warmup_posterior")
 """Groups on request; others would need draws of the data, or their normalised likelihood."""
-
-NUM_STATS = 4
-"""Statistics of a draw."""
-
-EVENT = "event"
-"""Name of the mapped axis of independent events."""
 
 
 def exchange(
@@ -213,7 +181,7 @@ def exchange(
     _check_inner(inner_kernel)
     if inner_step_size is not None:
         check_number("inner_step_size", inner_step_size, above=0.0)
-    found = _Exchanged.of(model)
+    found = IntractableTarget.of(model)
     _check_groups(groups, found, num_warmup)
     check_labels(found)
     layout = Layout.of(found.prototype)
@@ -223,17 +191,17 @@ def exchange(
     if positions is None:
         keys = jax.random.split(key_start, num_chains)
         positions = jnp.stack([layout.ravel(found.init_position(key)) for key in keys])
-    chains = _begin(found, layout, positions)
+    chains = begin(found, layout, positions)
     _check_begun(found, layout, chains)
     capacity = capacity_for(num_chains * (layout.dimension + NUM_STATS) * 8)
-    plan = _Plan(inner_kernel, inner_step_size is None, layout, capacity)
+    plan = Plan(inner_kernel, inner_step_size is None, layout, capacity)
     keys = jax.random.split(key_steps, num_chains)
-    flags = _flags(num_warmup)
-    tuning = _Tuning.first(layout, first_steps)
+    flags = Flags.of(num_warmup)
+    tuning = Tuning.first(layout, first_steps)
 
     def go(carry: Any, done: int, number: int, label: str) -> Any:
         def program(carry: Any, start: int, count: int) -> Any:
-            return _go(carry, done + start, count, inner_steps, keys, found, flags, plan=plan)
+            return advance(carry, done + start, count, inner_steps, keys, found, flags, plan=plan)
 
         return drive(program, carry, number, capacity, progress=progress, label=label)
 
@@ -261,400 +229,6 @@ def exchange(
     )
 
 
-class _Law(NamedTuple):
-    """Law of a site at parameters, with an axis for every independent event, and its data."""
-
-    fn: Any
-    data: Array
-
-    @classmethod
-    def of(cls, site: Mapping[str, Any]) -> "_Law":
-        fn = site["fn"]
-        while isinstance(fn, dist.Independent):  # what it joins are independent events
-            fn = fn.base_dist
-        # Data of lower precision than the parameters would change it from step to step.
-        value = jnp.asarray(site["value"], jnp.result_type(float))
-        shape = jnp.broadcast_shapes(value.shape, fn.shape())
-        return cls(fn, jnp.broadcast_to(value, shape))
-
-    def log_prob(self, value: Array) -> Array:
-        """Log density of all events together, without the normaliser."""
-        return jnp.sum(self.fn.log_prob(value))
-
-    def rows(self) -> Array:
-        """Unconstrained data, ``[event, dimension]``."""
-        value = biject_to(self.fn.support).inv(self.data)
-        return value.reshape(self._number(), -1)
-
-    def _number(self) -> int:
-        return math.prod(self.data.shape[: self.data.ndim - self.fn.event_dim])
-
-    def constrained(self, rows: Array) -> tuple[Array, Array]:
-        """Values of unconstrained rows, and the log density of each with the Jacobian."""
-        transform = biject_to(self.fn.support)
-        shape = jnp.shape(transform.inv(self.data))
-        position = rows.reshape(shape)
-        value = transform(position)
-        terms = self.fn.log_prob(value) + transform.log_abs_det_jacobian(position, value)
-        return value, terms.reshape(len(rows))
-
-    def estimator(self) -> GradientEstimator:
-        """Log density of one event, for chains mapped over the axis `EVENT`.
-
-        A distribution is evaluated at all of its events, and not at one of them. So the events are
-        gathered, which are one array outside of the mapped axis, and every chain reads its own
-        row: all gradients cost one evaluation, whatever wraps the energy.
-        """
-
-        def estimate(batch: Any, row: Array, memory: Any) -> tuple[Estimate, Any]:
-            rows = jax.lax.all_gather(row, EVENT)
-            terms, pullback = jax.vjp(lambda rows: self.constrained(rows)[1], rows)
-            (gradients,) = pullback(jnp.ones_like(terms))
-            own = jax.lax.axis_index(EVENT)
-            return Estimate(terms[own], gradients[own]), memory
-
-        return GradientEstimator(lambda row: (), None, estimate, exact=True)
-
-    def draw(
-        self, rng_key: PRNGKey, kernel: Kernel, step_size: Array, num_steps: ArrayLike
-    ) -> tuple[Array, Array]:
-        """Values at the ends of inner chains that begin at the data, and their acceptance rate."""
-        estimator, rows = self.estimator(), self.rows()
-
-        def step(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
-            states, rate = carry
-            size = step_size * jnp.asarray(CYCLE, rows.dtype)[i % len(CYCLE)]
-            algorithm: Any = kernel(estimator, step_size=size)
-            keys = jax.random.split(jax.random.fold_in(rng_key, i), len(rows))
-            states, infos = jax.vmap(algorithm.step, axis_name=EVENT)(keys, states)
-            return states, rate + jnp.mean(infos.acceptance_rate) / num_steps
-
-        states = jax.vmap(lambda row: kernel.init(row, estimator), axis_name=EVENT)(rows)
-        start = states, jnp.zeros((), rows.dtype)
-        states, rate = jax.lax.fori_loop(0, num_steps, step, start)
-        return self.constrained(states.position)[0], rate
-
-
-@jax.tree_util.register_pytree_node_class
-class _Exchanged(ModelTarget):
-    """A model whose log density may lack normalisers, which the exchange of data makes up for."""
-
-    takes_intractable = True
-
-    @classmethod
-    def of(cls, model: Any) -> "_Exchanged":
-        """Look at a model, and refuse what exchange cannot sample."""
-        given = model if isinstance(model, ModelTarget) or not callable(model) else target(model)
-        if isinstance(given, ModelTarget) and given.stream is not None:
-            raise ValueError(
-                "energy.exchange: expected data in memory, because every step reads all of them, "
-                "got columns of a stream."
-            )
-        if not isinstance(given, ModelTarget):
-            check_target(given, "energy.exchange")
-        found = cls(given._code, given._arrays, given._fixed, given.options)
-        check_target(found, "energy.exchange")
-        # Here, because inside of a trace the initial values of parameters would be tracers.
-        found = cast(_Exchanged, found.with_fixed({}))
-        found._check()
-        return found
-
-    def _remade(
-        self, code: Code, arrays: tuple[Array, ...], fixed: Any, options: Any
-    ) -> "_Exchanged":
-        return _Exchanged(code, arrays, fixed, options)
-
-    def _check(self) -> None:
-        names = self.structure.intractable
-        if not names:
-            raise ValueError(
-                "energy.exchange: expected an observed site of langevin_ppl.distributions."
-                f"EnergyBased whose energy depends on a latent site, and {self.description} has "
-                "none, so that its log density is known. Use langevin_ppl.sample."
-            )
-        latent = [name for name in names if name in self.prototype]
-        if latent:
-            raise ValueError(
-                f"energy.exchange: the energy of the latent site {', '.join(map(repr, latent))} "
-                "depends on another latent site. The exchange of data needs data: expected it to "
-                "be observed. Pass obs=, or make its parameters numpyro.param sites."
-            )
-        found: dict[str, Any] = {}
-
-        def look(position: Position) -> int:
-            sites = self._sites(position)
-            for name in names:
-                leaves = jax.tree.leaves(sites[name]["fn"].support)
-                moves = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-                found[name] = moves, sites[name]["scale"] is not None
-            return 0
-
-        jax.eval_shape(look, self.prototype)
-        for name, (moves, scaled) in found.items():
-            if moves:
-                raise ValueError(
-                    f"energy.exchange: the support of the site '{name}' depends on a latent site, "
-                    "so that auxiliary data may be impossible at other parameters. Expected a "
-                    "support that is the same for all of them."
-                )
-            if scaled:
-                raise ValueError(
-                    f"energy.exchange: the site '{name}' is scaled (numpyro.handlers.scale), and a "
-                    "power of a law has another normaliser. Leave the scale out."
-                )
-
-    def _sites(self, position: Position) -> dict[str, Any]:
-        values = self.constrain(position)
-        latent = {name: values[name] for name in self.prototype}
-        model, args, kwargs = programs._prepare(self._code, *self._data)
-        seeded = handlers.seed(model, jax.random.key(0))
-        return handlers.trace(handlers.substitute(seeded, data=latent)).get_trace(*args, **kwargs)
-
-    def laws(self, position: Position) -> dict[str, _Law]:
-        """Laws of the sites without a known normaliser at an unconstrained position."""
-        sites = self._sites(position)
-        return {name: _Law.of(sites[name]) for name in self.structure.intractable}
-
-    def first_steps(self, given: float | None) -> dict[str, Array]:
-        """First step size of every site: what was given, or by the spread of the data.
-
-        Raises
-        ------
-        ValueError
-            If data are outside of their support, or on the edge of it.
-        """
-
-        def look(position: Position) -> dict[str, Array]:
-            return {name: law.rows() for name, law in self.laws(position).items()}
-
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.prototype)
-        steps = {}
-        for name, rows in jax.jit(look)(zero).items():
-            bad = np.flatnonzero(~np.isfinite(np.asarray(rows)).all(axis=1))
-            if len(bad):
-                raise ValueError(
-                    f"energy.exchange: event {bad[0]} of the site '{name}' and {len(bad) - 1} "
-                    "others are outside of its support, on the edge of it, or not finite. Remove "
-                    "them, or give the site the support of the data."
-                )
-            spread = float(np.var(np.asarray(rows), axis=0).mean()) or 1.0
-            steps[name] = jnp.asarray(spread if given is None else given, rows.dtype)
-        return steps
-
-
-class _Chains(NamedTuple):
-    """Flat positions ``[chain, dimension]``, and log densities at the data ``[chain]``."""
-
-    positions: Array
-    logdensities: Array
-
-
-class _Flags(NamedTuple):
-    """What each step tunes, boolean vectors ``[step]``; as in `Schedule`, and nothing at the end.
-
-    Attributes
-    ----------
-    tunes
-        Whether step sizes move.
-    """
-
-    tunes: Array
-    frees: Array
-    collects: Array
-    renews: Array
-    ends: Array
-
-
-def _flags(num_warmup: int) -> _Flags:
-    schedule = Schedule.build(num_warmup)
-    tunes = np.ones(num_warmup, bool)
-    rows = tunes, schedule.frees, schedule.collects, schedule.renews, schedule.ends
-    return _Flags(*(jnp.asarray(np.append(row, False)) for row in rows))
-
-
-class _Tuning(NamedTuple):
-    """What warm-up carries, for all chains together.
-
-    Attributes
-    ----------
-    scale
-        Of the random walk, in units of ``factor``.
-    factor
-        Lower triangular, ``[dimension, dimension]``.
-    steps
-        Step size of inner chains by site.
-    of_scale, of_steps
-        States of dual averaging.
-    moments
-        Of the current window, in the frame of ``factor``.
-    """
-
-    scale: Array
-    factor: Array
-    steps: dict[str, Array]
-    of_scale: DualAveragingAdaptationState
-    of_steps: dict[str, DualAveragingAdaptationState]
-    moments: Moments
-
-    @classmethod
-    def first(cls, layout: Layout, steps: dict[str, Array]) -> "_Tuning":
-        factor = jnp.eye(layout.dimension, dtype=layout.dtype)
-        return cls.at(jnp.asarray(LENGTH / math.sqrt(layout.dimension)), factor, steps)
-
-    @classmethod
-    def at(cls, scale: Array, factor: Array, steps: dict[str, Array]) -> "_Tuning":
-        """Begin a window."""
-        scale = scale.astype(factor.dtype)
-        averages = {name: _averaging(step) for name, step in steps.items()}
-        return cls(scale, factor, steps, _averaging(scale), averages, Moments.zero(factor))
-
-    def moved(
-        self, positions: Array, rate: Array, inner: dict[str, Array], collects: Array, plan: "_Plan"
-    ) -> "_Tuning":
-        """Take in a step of all chains."""
-        of_scale = _averaged(self.of_scale, rate, TARGET_ACCEPTANCE)
-        of_steps, steps = self.of_steps, self.steps
-        if plan.tunes_inner:
-            aim = cast(float, plan.kernel.target_acceptance_rate)
-            of_steps = {name: _averaged(of_steps[name], inner[name], aim) for name in of_steps}
-            steps = {name: jnp.exp(state.log_step_size) for name, state in of_steps.items()}
-        white = jax.scipy.linalg.solve_triangular(self.factor, positions.T, lower=True).T
-        return self._replace(
-            scale=jnp.exp(of_scale.log_step_size),
-            steps=steps,
-            of_scale=of_scale,
-            of_steps=of_steps,
-            moments=self.moments.add(white, collects.astype(white.dtype)),
-        )
-
-    def settled(self, tunes_inner: bool) -> "_Tuning":
-        """Step sizes at their averages."""
-        steps = self.steps
-        if tunes_inner:
-            steps = {n: jnp.exp(state.log_step_size_avg) for n, state in self.of_steps.items()}
-        return self._replace(scale=jnp.exp(self.of_scale.log_step_size_avg), steps=steps)
-
-    def renewed(self, tunes_inner: bool) -> "_Tuning":
-        """Take the covariance of the window, and begin the next one."""
-        factor = self.factor @ jnp.linalg.cholesky(self.moments.covariance(SHRINKAGE))
-        factor = jnp.where(all_finite(factor), factor, self.factor)
-        first = jnp.asarray(LENGTH / math.sqrt(len(factor)))
-        return _Tuning.at(first, factor, self.settled(tunes_inner).steps)
-
-    def reported(self) -> dict[str, np.ndarray]:
-        """What was tuned, by name."""
-        return {
-            "proposal_scale": np.asarray(self.scale),
-            "proposal_covariance": np.asarray(self.factor @ self.factor.T),
-            **{
-                f"inner_step_size.{safe_name(name)}": np.asarray(step)
-                for name, step in self.steps.items()
-            },
-        }
-
-
-def _averaging(step: Array) -> DualAveragingAdaptationState:
-    """Dual averaging that begins, and is drawn to, a step."""
-    log_step, zero = jnp.log(step), jnp.zeros_like(step)
-    state = log_step, log_step, jnp.asarray(1, jnp.int32), zero, log_step
-    return DualAveragingAdaptationState(*cast(Any, state))
-
-
-def _averaged(
-    state: DualAveragingAdaptationState, rate: Array, aim: float
-) -> DualAveragingAdaptationState:
-    _, update, _ = dual_averaging_adaptation(aim)
-    new = update(state, cast(float, jnp.where(jnp.isfinite(rate), rate, 0.0)))
-    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), new, state)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """The static part of a run."""
-
-    kernel: Kernel
-    tunes_inner: bool
-    layout: Layout
-    capacity: int
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _begin(found: _Exchanged, layout: Layout, positions: Array) -> _Chains:
-    logdensities = jax.vmap(lambda x: found.logdensity_fn(layout.unravel(x)))(positions)
-    return _Chains(positions, logdensities)
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _go(
-    carry: tuple[_Chains, _Tuning],
-    start: ArrayLike,
-    count: ArrayLike,
-    inner_steps: ArrayLike,
-    keys: Array,
-    found: _Exchanged,
-    flags: _Flags,
-    *,
-    plan: _Plan,
-) -> tuple[Any, Any]:
-    def step(carry: tuple[_Chains, _Tuning], index: Array) -> tuple[Any, Any]:
-        chains, tuning = carry
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        move = functools.partial(_move, found, plan, tuning, inner_steps)
-        chains, stats, inner = jax.vmap(move)(own, chains)
-        now = jax.tree.map(lambda row: row[jnp.minimum(index, len(row) - 1)], flags)
-        rates = stats["acceptance_rate"]
-
-        def tuned(tuning: _Tuning) -> _Tuning:
-            rate = jnp.where(now.frees, jnp.min(rates), jnp.mean(rates))
-            means = {name: jnp.mean(value) for name, value in inner.items()}
-            new = tuning.moved(chains.positions, rate, means, now.collects, plan)
-            tunes = plan.tunes_inner
-            new = jax.lax.cond(now.renews, lambda t: t.renewed(tunes), lambda t: t, new)
-            return jax.lax.cond(now.ends, lambda t: t.settled(tunes), lambda t: t, new)
-
-        tuning = jax.lax.cond(now.tunes, tuned, lambda tuning: tuning, tuning)
-        return (chains, tuning), (chains.positions, stats)
-
-    return repeat(step, carry, jnp.asarray(start), jnp.asarray(count), plan.capacity)
-
-
-def _move(
-    found: _Exchanged,
-    plan: _Plan,
-    tuning: _Tuning,
-    inner_steps: ArrayLike,
-    rng_key: PRNGKey,
-    chain: _Chains,
-) -> tuple[_Chains, dict[str, Array], dict[str, Array]]:
-    """Make one step of one chain."""
-    key_walk, key_test, key_inner = jax.random.split(rng_key, 3)
-    x = chain.positions
-    noise = jax.random.normal(key_walk, x.shape, x.dtype)
-    proposal = x + tuning.scale * (tuning.factor @ noise)
-    logdensity = found.logdensity_fn(plan.layout.unravel(proposal))
-    here = found.laws(plan.layout.unravel(x))
-    there = found.laws(plan.layout.unravel(proposal))
-    log_ratio = logdensity - chain.logdensities
-    inner = {}
-    for number, name in enumerate(sorted(there)):
-        key = jax.random.fold_in(key_inner, number)
-        value, inner[name] = there[name].draw(key, plan.kernel, tuning.steps[name], inner_steps)
-        log_ratio += here[name].log_prob(value) - there[name].log_prob(value)
-    usable = all_finite(log_ratio, logdensity)
-    log_ratio = jnp.where(usable, log_ratio, -jnp.inf)
-    accepted = jnp.log(jax.random.uniform(key_test, (), x.dtype)) < log_ratio
-    chain = jax.tree.map(
-        lambda new, old: jnp.where(accepted, new, old), _Chains(proposal, logdensity), chain
-    )
-    stats = {
-        "acceptance_rate": jnp.exp(jnp.minimum(log_ratio, 0.0)),
-        "is_accepted": accepted,
-        "diverging": ~usable,
-        "inner_acceptance_rate": jnp.mean(jnp.stack(list(inner.values()))),
-    }
-    return chain, stats, inner
-
-
 def _draws(outcome: Any) -> Draws:
     """Draws of a loop, ``[draw, chain, ...]`` turned to ``[chain, draw, ...]``."""
     positions, stats = jax.tree.map(lambda rows: np.moveaxis(rows, 0, 1), outcome.outputs)
@@ -662,8 +236,8 @@ def _draws(outcome: Any) -> Draws:
 
 
 def _described(
-    found: _Exchanged,
-    plan: _Plan,
+    found: IntractableTarget,
+    plan: Plan,
     draws: Draws,
     parameters: Mapping[str, np.ndarray],
     counts: Mapping[str, int],
@@ -762,7 +336,7 @@ def _check_inner(kernel: Any) -> None:
         )
 
 
-def _check_groups(groups: Any, found: _Exchanged, num_warmup: int) -> None:
+def _check_groups(groups: Any, found: IntractableTarget, num_warmup: int) -> None:
     others = isinstance(groups, list | tuple | set | frozenset) and set(groups) - set(GROUPS)
     if others:
         raise ValueError(
@@ -772,7 +346,7 @@ def _check_groups(groups: Any, found: _Exchanged, num_warmup: int) -> None:
     check_groups(groups, found, num_warmup)
 
 
-def _check_begun(found: _Exchanged, layout: Layout, chains: _Chains) -> None:
+def _check_begun(found: IntractableTarget, layout: Layout, chains: WalkState) -> None:
     finite = np.isfinite(np.asarray(chains.logdensities))
     if not finite.all():
         chain = int(np.flatnonzero(~finite)[0])

@@ -146,8 +146,8 @@ def base_of(latent: ModelTarget, caller: str) -> ModelTarget:
     ValueError
         If an energy has no base measure, or that cannot be drawn from.
     """
-    base = latent.wrapped(functools.partial(_Around, _Base())).with_fixed(latent.fixed)
     try:
+        base = latent.wrapped(functools.partial(_Around, _Base())).with_fixed(latent.fixed)
         jax.eval_shape(lambda key: base.predict_prior(key, 1), jax.random.key(0))
     except (NotImplementedError, ValueError) as error:
         raise ValueError(
@@ -196,12 +196,18 @@ class _Base:
 
 
 class _OnBase(Messenger):
+    def __init__(self) -> None:
+        super().__init__()
+        self._jacobians: set[str] = set()
+
     def process_message(self, msg: Any) -> None:
-        if msg["type"] != "sample":
+        # The Jacobian of a constrained site is a factor, by NumPyro, and belongs to the base.
+        if msg["type"] != "sample" or msg["name"] in self._jacobians:
             return
         if isinstance(msg["fn"], dist.Unit | dist.ExpandedDistribution) and _is_factor(msg["fn"]):
             msg["fn"] = dist.Unit(jnp.zeros(msg["fn"].batch_shape))
         else:
+            self._jacobians.add(f"_{msg['name']}_log_det")
             msg["fn"] = _on_base(msg["name"], msg["fn"])
 
 

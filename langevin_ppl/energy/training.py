@@ -1,7 +1,6 @@
 """``fit``: a NumPyro model with parameters and data in, the model with learned parameters out."""
 
 import contextlib
-import functools
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +25,7 @@ from langevin_ppl.energy.model import EnergyModel, base_of
 from langevin_ppl.energy.objective import Objective, Penalties
 from langevin_ppl.energy.walkers import Chains, check_kernel, is_weighable
 from langevin_ppl.energy.weights import Normalizer, effective_share, log_mean_exp
-from langevin_ppl.fit import Reported, default_optimizer, descend, is_optimizer
+from langevin_ppl.fit import Reported, as_optimizer, descend, descent
 from langevin_ppl.kernels import Kernel, ula
 from langevin_ppl.loop import Keeper
 from langevin_ppl.sampling import sample
@@ -46,6 +45,9 @@ LEVELS = 200
 
 FAR = 100.0
 """Root mean square of walkers, in standard deviations of the data, above which they have left."""
+
+WIDE = 100.0
+"""Energy gap at the end, in nats, above which walkers have left: for a learned law it is near 0."""
 
 CURE = (
     "If walkers ran away ('walker_spread' in the reports says how far), the energy is unbounded "
@@ -236,7 +238,7 @@ def fit(
         check_number(name, weight, above=-1e-300)
     if ema is not None:
         check_number("ema", ema, above=0.0, below=1.0)
-    optimizer = _optimizer(optimizer)
+    optimizer = as_optimizer(optimizer)
     found = EnergyModel.of(model, condition)
     length = len(next(iter(by_site(found.latent, data).values())))
     rows = None if condition is None else check_condition(condition, length)
@@ -285,14 +287,14 @@ def fit(
             keeper=None if checkpoint is None else keeper,
             progress=progress,
             label="energy.fit",
-            cure=CURE if with_walkers else _CURE_WITHOUT,
+            cure=CURE if with_walkers else descent.CURE,
         )
     best, constant = descended.parameters if ema is None else descended.average
     ended: dict[str, Any] = {"walkers": None, "log_weights": None, "normalizer": None}
     if with_walkers:
         ended = _ended(method, chains, best, descended.memory.memory)
         if descended.failed_at is None:
-            _warn_far(descended.reports["walker_spread"])
+            _warn_far(descended.reports)
     elif method.has_normalizer:
         ended["normalizer"] = Normalizer(float(constant), float("nan"), float("nan"))
     return Fitted(
@@ -306,12 +308,6 @@ def fit(
         complete=descended.complete,
         **ended,
     )
-
-
-_CURE_WITHOUT = (
-    "Take a lower learning rate, or an optimizer that cuts gradients, and look at the data for "
-    "outliers."
-)
 
 
 def walk(
@@ -493,20 +489,10 @@ def _ended(method: Sampling, chains: Chains, parameters: Any, memory: Any) -> di
     positions = memory.positions if method.name == "replay" else memory.states.position
     rows = None if weighted else memory.rows
 
-    @jax.jit
-    def constrained(positions: Position, rows: Any) -> Any:
-        def one(position: Position, row: Any) -> Any:
-            part = model.latent
-            part = part if row is None else part.with_data(tuple(jax.tree.leaves(row)))
-            values = part.with_fixed(model.values(parameters)).constrain(position)
-            return {site: values[site] for site in model.latent.prototype}
-
-        return jax.vmap(one, (0, None if rows is None else 0))(positions, rows)
-
-    walkers = jax.tree.map(np.asarray, constrained(positions, rows))
+    walkers = jax.tree.map(np.asarray, _constrained(model, parameters, positions, rows))
     if not weighted:
         return {"walkers": walkers, "log_weights": None, "normalizer": None}
-    densities = jax.jit(jax.vmap(model.density(parameters)))(positions)
+    densities = _densities(model, parameters, positions)
     log_weights = memory.log_weights + densities - memory.states.logdensity
     share = effective_share(log_weights)
     variance = memory.variance + (1.0 / share - 1.0) / log_weights.size
@@ -520,6 +506,32 @@ def _ended(method: Sampling, chains: Chains, parameters: Any, memory: Any) -> di
         "log_weights": np.asarray(log_weights),
         "normalizer": normalizer,
     }
+
+
+@jax.jit
+def _constrained(model: EnergyModel, parameters: Any, positions: Position, rows: Any) -> Any:
+    """Values of the latent sites at positions ``[walker, ...]``."""
+
+    def one(position: Position, row: Any) -> Any:
+        part = model.latent
+        part = part if row is None else part.with_data(tuple(jax.tree.leaves(row)))
+        values = part.with_fixed(model.values(parameters)).constrain(position)
+        return {site: values[site] for site in model.latent.prototype}
+
+    return jax.vmap(one, (0, None if rows is None else 0))(positions, rows)
+
+
+@jax.jit
+def _densities(model: EnergyModel, parameters: Any, positions: Position) -> Any:
+    return jax.vmap(model.density(parameters))(positions)
+
+
+@jax.jit
+def _likelihoods(model: EnergyModel, parameters: Any, positions: Position, rows: Any) -> Any:
+    def one(position: Position, row: Any) -> Any:
+        return model.likelihood(parameters, row, position)
+
+    return jax.vmap(one, (0, None if rows is None else 0))(positions, rows)
 
 
 def _moments(positions: Position) -> tuple[Any, Any]:
@@ -542,8 +554,7 @@ def _with_report(
 
 def _check_first(found: EnergyModel, parameters: Any, positions: Position, rows: Any) -> None:
     """Refuse an energy that is not finite at the data before any training."""
-    whole = functools.partial(found.likelihood, parameters)
-    values = jax.jit(jax.vmap(whole, (None if rows is None else 0, 0)))(rows, positions)
+    values = _likelihoods(found, parameters, positions, rows)
     bad = np.flatnonzero(~np.isfinite(np.asarray(values)))
     if len(bad):
         raise ValueError(
@@ -553,11 +564,16 @@ def _check_first(found: EnergyModel, parameters: Any, positions: Position, rows:
         )
 
 
-def _warn_far(spread: np.ndarray) -> None:
-    if len(spread) and spread[-1] > FAR:
+def _warn_far(reports: dict[str, np.ndarray]) -> None:
+    spread, gap = (reports[name][-1:].sum() for name in ("walker_spread", "energy_gap"))
+    what = []
+    if spread > FAR:
+        what.append(f"{spread:.3g} standard deviations of the data away from them")
+    if abs(gap) > WIDE:
+        what.append(f"with an energy gap of {gap:.3g} nats")
+    if what:
         warnings.warn(
-            f"energy.fit: walkers ended {spread[-1]:.3g} standard deviations of the data away from "
-            f"them. {CURE}",
+            f"energy.fit: walkers ended {' and '.join(what)}. {CURE}",
             DivergenceWarning,
             stacklevel=3,
         )
@@ -575,17 +591,3 @@ def _check_batch(batch_size: Any, length: int) -> None:
     check_counts(1, batch_size=batch_size)
     if batch_size > length:
         raise ValueError(f"batch_size: expected at most the {length} data, got {batch_size}.")
-
-
-def _optimizer(optimizer: Any) -> Any:
-    if optimizer is None:
-        return default_optimizer()
-    if is_optimizer(optimizer):
-        return optimizer
-    if not isinstance(optimizer, int | float | np.number) or isinstance(optimizer, bool):
-        raise TypeError(
-            "optimizer: expected an optax.GradientTransformation such as optax.adam(1e-3), or a "
-            f"learning rate, got {type(optimizer).__name__}."
-        )
-    check_number("optimizer", optimizer, above=0.0)
-    return default_optimizer(float(optimizer))

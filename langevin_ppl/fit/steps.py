@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from langevin_ppl.base import Array, PRNGKey
+from langevin_ppl.base import Array, PRNGKey, check_number
 from langevin_ppl.compilation import QUICK
 from langevin_ppl.gradients.draws import scattered
 from langevin_ppl.loop import repeat
@@ -20,7 +20,7 @@ __all__ = [
     "begin",
     "chunk",
     "default_optimizer",
-    "is_optimizer",
+    "as_optimizer",
     "rows_of_batch",
 ]
 
@@ -55,11 +55,6 @@ class Reported(NamedTuple):
 
     memory: Any
     report: Any
-
-
-def is_optimizer(value: Any) -> bool:
-    """Whether this is an optimizer of Optax."""
-    return isinstance(value, optax.GradientTransformation)
 
 
 class _OverRun(optax.GradientTransformationExtraArgs):
@@ -100,6 +95,27 @@ def default_optimizer(learning_rate: float = 1e-3) -> optax.GradientTransformati
     return _OverRun(
         *optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.scale_by_adam(), course)
     )
+
+
+def as_optimizer(optimizer: Any) -> Any:
+    """Optimizer of Optax from one, from the learning rate of the default, or from None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else, and for a rate that is not positive.
+    """
+    if optimizer is None:
+        return default_optimizer()
+    if isinstance(optimizer, optax.GradientTransformation):
+        return optimizer
+    if not isinstance(optimizer, int | float | np.number) or isinstance(optimizer, bool):
+        raise TypeError(
+            "optimizer: expected an optax.GradientTransformation such as optax.adam(1e-3), or a "
+            f"learning rate, got {type(optimizer).__name__}."
+        )
+    check_number("optimizer", optimizer, above=0.0)
+    return default_optimizer(float(optimizer))
 
 
 def rows_of_batch(rng_key: PRNGKey, step: Array, num_rows: int, batch_size: int) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from langevin_ppl.base import Array, PRNGKey, check_counts, check_key, check_number
 from langevin_ppl.checkpoints import EVERY
 from langevin_ppl.checkpoints.asked import begin_or_go_on
-from langevin_ppl.fit import default_optimizer, descend, is_optimizer
+from langevin_ppl.fit import as_optimizer, descend
 from langevin_ppl.loop import Keeper
 from langevin_ppl.scores.learned import Learned, Potential
 from langevin_ppl.scores.losses import Loss, denoising
@@ -173,7 +173,7 @@ def fit(
     network = residual_mlp() if network is None else network
     _check_types(process, network, loss)
     _check_numbers(num_steps, condition_dropout, ema, validate_every)
-    optimizer = _optimizer(optimizer)
+    optimizer = as_optimizer(optimizer)
     key_network, key_split, key_steps = jax.random.split(rng_key, 3)
     given = supplied(
         key_split,
@@ -303,20 +303,6 @@ def _standard(condition: np.ndarray) -> tuple[Array, Array]:
     return jnp.asarray(np.mean(known, axis=0), dtype), jnp.asarray(
         np.where(spread > 0, spread, 1.0), dtype
     )
-
-
-def _optimizer(optimizer: Any) -> Any:
-    if optimizer is None:
-        return default_optimizer()
-    if is_optimizer(optimizer):
-        return optimizer
-    if not isinstance(optimizer, int | float | np.number) or isinstance(optimizer, bool):
-        raise TypeError(
-            "optimizer: expected an optax.GradientTransformation such as optax.adam(1e-3), or a "
-            f"learning rate, got {type(optimizer).__name__}."
-        )
-    check_number("optimizer", optimizer, above=0.0)
-    return default_optimizer(float(optimizer))
 
 
 def _check_types(process: Any, network: Any, loss: Any) -> None:
