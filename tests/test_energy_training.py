@@ -104,6 +104,7 @@ def test_the_exact_trainer_finds_the_maximum_of_the_likelihood():
     )  # the last update of the parameters is small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "jarzynski"])
 def test_other_trainers_are_near_and_say_their_bias(name):
     expected, covariance = most_likely()
@@ -249,6 +250,7 @@ def test_observed_sites_are_terms_of_the_likelihood():
     assert abs(float(found.parameters["slope"]) - 2.0) < 0.3
 
 
+@pytest.mark.slow
 def test_penalties_move_parameters():
     plain, magnitude, gradient, spectral = (
         energy.fit(
@@ -319,7 +321,7 @@ def test_walkers_go_on_as_chains():
     assert idata["training"]["ess"].shape == (600,)
     assert {"max_rhat", "min_ess", "training_bias"} <= set(idata.attrs)
     with pytest.raises(ValueError, match="no walkers"):
-        energy.walk(KEY, fitted("sliced_score_matching"))
+        energy.walk(KEY, fitted("jarzynski")._replace(walkers=None))
 
 
 def no_base():

@@ -360,10 +360,10 @@ class _Jarzynski:
 
 
 def jarzynski(num_steps: int = 1, num_walkers: int = 1000, resample_below: float = 0.5) -> Sampling:
-    r"""Weighted walkers by Jarzynski's equality: no bias at any step size.
+    r"""Weighted walkers by Jarzynski's equality: no bias of step size or lag.
 
     Every walker has a weight, by which the average over walkers is that of the model at the
-    parameters of every update, up to Monte Carlo error, however far the walkers lag behind. The
+    parameters of every update, as the number of walkers grows, however far they lag behind. The
     mean weight is the ratio of normalisers, so that :math:`\log Z` is known all the time. Walkers
     are drawn anew by their weights where these become uneven.
 
@@ -392,6 +392,12 @@ def jarzynski(num_steps: int = 1, num_walkers: int = 1000, resample_below: float
     the average, which the reported ``ess`` shows. Drawing anew keeps averages right and loses
     modes in which no walker is left. A walker that leaves the finite numbers has the weight 0,
     which is the limit of the weights on its way; ``lost`` is the share of them.
+
+    Parameters follow the walkers, and so each walker, by one part in the number of them, follows
+    itself. With a learning rate :math:`r` and ``n`` walkers that takes about
+    :math:`r \|\nabla_\theta E\|^2 / n` from :math:`\log Z` in every update: a bias that its
+    standard error does not hold. It hardly moves the parameters, because all walkers share it. For
+    a figure to report, take `log_normalizer`.
 
     References
     ----------
