@@ -3,8 +3,8 @@
 Every trainer learns two parameters of a double well in one dimension, and three of two coupled
 wells in two dimensions, from 2000 draws of a known member of the family. Its estimate is compared
 with the maximum of the likelihood of the same data, which Newton's method finds on a grid, in units
-of the standard errors of maximum likelihood: what is left is the error of the trainer, not that of the
-data. The normaliser of the estimate is found by annealed importance sampling, by tempered
+of the standard errors of maximum likelihood: what is left is the error of the trainer, not that of
+the data. The normaliser of the estimate is found by annealed importance sampling, by tempered
 sequential Monte Carlo, and by the walkers of the exact trainer, and compared with the grid's.
 
     python examples/benchmarks/energy_quadrature.py [--quick]
