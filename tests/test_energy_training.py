@@ -164,6 +164,25 @@ def test_an_exact_kernel_is_weighed_by_the_change_of_the_density():
     assert 0.5 < found.reports["acceptance_rate"][-1] < 1.0
 
 
+def test_a_factor_is_learned_like_an_energy():
+    def by_factor():
+        tilt = numpyro.param("tilt", 0.0)
+        rate = numpyro.param("rate", 0.5, constraint=dist.constraints.positive)
+        x = numpyro.sample("x", dist.Normal(0.0, 1.5))
+        numpyro.factor("energy", -well(x, tilt, rate))
+
+    arguments = {
+        "method": energy.jarzynski(num_walkers=100),
+        "step_size": 0.02,
+        "num_steps": 20,
+        "optimizer": 0.02,
+        "progress": False,
+    }
+    one, other = (energy.fit(KEY, m, data(), **arguments) for m in (model, by_factor))
+    np.testing.assert_allclose(one.losses, other.losses, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(one.normalizer.value, other.normalizer.value, atol=1e-3)
+
+
 def test_exact_draws_and_their_normaliser_start_the_exact_trainer():
     def gaussian():
         centre = numpyro.param("centre", jnp.zeros(2))

@@ -10,8 +10,9 @@ import numpy as np
 from langevin_ppl.base import Position
 from langevin_ppl.energy.model import EnergyModel
 from langevin_ppl.targets import ModelTarget
+from langevin_ppl.tree import ravel
 
-__all__ = ["by_site", "check_condition", "positions_of"]
+__all__ = ["by_site", "check_condition", "moments_of", "positions_of"]
 
 MAX_NAMED = 5
 """Most rows that a message names."""
@@ -82,6 +83,15 @@ def positions_of(model: EnergyModel, data: Any, condition: Any, name: str = "dat
                 "of it. Remove what is outside, or give the site the support of the data."
             )
     return positions
+
+
+def moments_of(positions: Position) -> tuple[Any, Any]:
+    """Mean and standard deviation of flat positions of the data."""
+    flat = jax.vmap(lambda position: ravel(position)[0])(positions)
+    spread = jnp.std(flat, axis=0)
+    # Numbers that are the same in all data, such as the corner of an image, have no scale.
+    typical = jnp.sqrt(jnp.mean(spread**2))
+    return jnp.mean(flat, axis=0), jnp.where(spread > 0.01 * typical, spread, typical + 1e-12)
 
 
 def check_condition(condition: Any, length: int) -> Any:

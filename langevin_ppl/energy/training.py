@@ -18,19 +18,18 @@ from langevin_ppl.base import (
 )
 from langevin_ppl.checkpoints import EVERY
 from langevin_ppl.checkpoints.asked import begin_or_go_on
-from langevin_ppl.energy.annealed import anneal, draws_of_base
-from langevin_ppl.energy.data import by_site, check_condition, positions_of
-from langevin_ppl.energy.methods import Sampling, Start, persistent
-from langevin_ppl.energy.model import EnergyModel, base_of
+from langevin_ppl.energy.data import by_site, check_condition, moments_of, positions_of
+from langevin_ppl.energy.methods import Sampling, persistent
+from langevin_ppl.energy.model import EnergyModel
 from langevin_ppl.energy.objective import Objective, Penalties
-from langevin_ppl.energy.walkers import Chains, check_kernel, is_weighable
+from langevin_ppl.energy.starts import start_of
+from langevin_ppl.energy.walkers import Chains, check_kernel
 from langevin_ppl.energy.weights import Normalizer, effective_share, log_mean_exp
 from langevin_ppl.fit import Reported, as_optimizer, descend, descent
 from langevin_ppl.kernels import Kernel, ula
 from langevin_ppl.loop import Keeper
 from langevin_ppl.sampling import sample
 from langevin_ppl.targets import ModelTarget
-from langevin_ppl.tree import ravel
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,9 +38,6 @@ __all__ = ["Fitted", "fit", "walk"]
 
 BATCH = 128
 """Rows of a batch by default."""
-
-LEVELS = 200
-"""Levels of the annealing from the base measure to the first parameters."""
 
 FAR = 100.0
 """Root mean square of walkers, in standard deviations of the data, above which they have left."""
@@ -257,13 +253,13 @@ def fit(
     own = found.parameters()
     _check_first(found, own, positions, rows)
     if with_walkers:
-        start = _start(
+        start = start_of(
             key_start, method, chains, own, positions, rows, batch_size, walkers, log_normalizer
         )
         memory = method.begin(chains, own, start)
     else:
         memory = method.begin(positions)
-    centre, scale = _moments(positions)
+    centre, scale = moments_of(positions)
     objective = Objective(chains, Penalties.of(*weights.values()), centre, scale, method)
     batch = jax.tree.map(lambda leaf: leaf[:batch_size], (positions, rows))
     parameters = own, jnp.zeros(())
@@ -379,107 +375,6 @@ def walk(
     return tree
 
 
-def _start(
-    rng_key: PRNGKey,
-    method: Sampling,
-    chains: Chains,
-    parameters: Any,
-    positions: Position,
-    rows: Any,
-    batch_size: int,
-    walkers: Any,
-    log_normalizer: float | None,
-) -> Start | None:
-    """Walkers to begin with."""
-    number = method.num_walkers(batch_size)
-    exact = method.name == "jarzynski"
-    if log_normalizer is not None and not (exact and walkers is not None):
-        raise ValueError(
-            "log_normalizer: it belongs to walkers=, exact draws of the model at its first "
-            "parameters, of jarzynski()."
-        )
-    if number == 0:
-        if walkers is not None:
-            raise ValueError(f"walkers: {method.name} begins at the data in every update.")
-        return None
-    if exact:
-        _check_weighable(chains, rows)
-    if method.name == "replay" and number < batch_size:
-        raise ValueError(
-            f"replay: expected a buffer_size of at least the {batch_size} rows of a batch, got "
-            f"{number}."
-        )
-    key_rows, key_walk = jax.random.split(rng_key)
-    length = len(jax.tree.leaves(positions)[0])
-    places = jax.random.randint(key_rows, (number,), 0, length)
-    own_rows = jax.tree.map(lambda leaf: leaf[places], rows)
-    target = chains.model.latent.with_fixed(chains.model.values(parameters))
-    zeros, zero = jnp.zeros(number), jnp.zeros(())
-    if walkers is not None:
-        if exact and log_normalizer is None:
-            raise ValueError(
-                "walkers: jarzynski() needs exact draws of the model at its first parameters, and "
-                "their log Z as log_normalizer=. Without, leave walkers out and give the energy a "
-                "base measure."
-            )
-        if rows is not None:
-            raise ValueError("walkers: a model with conditions begins at its data.")
-        given = positions_of(chains.model, walkers, None, "walkers")
-        size = len(jax.tree.leaves(given)[0])
-        if exact and size != number:
-            raise ValueError(f"walkers: expected num_walkers={number} exact draws, got {size}.")
-        if size != number:
-            again = jax.random.randint(key_walk, (number,), 0, size)
-            given = jax.tree.map(lambda leaf: leaf[again], given)
-        value = zero if log_normalizer is None else jnp.asarray(log_normalizer, zero.dtype)
-        return Start(given, None, zeros, value, zero)
-    if exact:
-        base = base_of(target, "jarzynski")
-        # By the kernel's sibling with a Metropolis test, whose step size can be tuned.
-        found = anneal(key_walk, base, target, number, LEVELS, 1, chains.kernel.tuner, {})
-        normalizer = found.normalizer
-        centred = found.log_weights - normalizer.value
-        return Start(
-            found.positions,
-            None,
-            centred,
-            jnp.asarray(normalizer.value, zero.dtype),
-            jnp.zeros(()),
-        )
-    if method.name == "persistent":
-        return Start(
-            jax.tree.map(lambda leaf: leaf[places], positions), own_rows, zeros, zero, zero
-        )
-    if rows is None:
-        try:
-            base = base_of(target, "replay")
-        except ValueError:
-            pass
-        else:
-            return Start(draws_of_base(key_walk, base, number), None, zeros, zero, zero)
-    flat, unravel = ravel(jax.tree.map(lambda leaf: leaf[0], positions))
-    centre, scale = _moments(positions)
-    noise = centre + scale * jax.random.normal(key_walk, (number, flat.size), flat.dtype)
-    return Start(jax.vmap(unravel)(noise), own_rows, zeros, zero, zero)
-
-
-def _check_weighable(chains: Chains, rows: Any) -> None:
-    if not is_weighable(chains.kernel):
-        raise ValueError(
-            f"jarzynski: {chains.kernel!r} has no known density of its steps, and no Metropolis "
-            "test of overdamped steps, so that its walkers cannot be weighed. Take "
-            "langevin_ppl.ula, tula or mala."
-        )
-    if float(chains.parameters.get("temperature", 1.0)) != 1.0:
-        raise ValueError("jarzynski: expected the temperature 1 of the model.")
-    if rows is not None:
-        raise ValueError(
-            "jarzynski: with conditions every one of them has its own log Z, and weights of "
-            "walkers with different conditions do not compare. Take persistent() or "
-            "contrastive_divergence()."
-        )
-
-
 def _ended(method: Sampling, chains: Chains, parameters: Any, memory: Any) -> dict[str, Any]:
     """Walkers of the last update, with weights for the learned parameters."""
     if method.name == "contrastive_divergence":
@@ -488,7 +383,6 @@ def _ended(method: Sampling, chains: Chains, parameters: Any, memory: Any) -> di
     weighted = method.name == "jarzynski"
     positions = memory.positions if method.name == "replay" else memory.states.position
     rows = None if weighted else memory.rows
-
     walkers = jax.tree.map(np.asarray, _constrained(model, parameters, positions, rows))
     if not weighted:
         return {"walkers": walkers, "log_weights": None, "normalizer": None}
@@ -532,15 +426,6 @@ def _likelihoods(model: EnergyModel, parameters: Any, positions: Position, rows:
         return model.likelihood(parameters, row, position)
 
     return jax.vmap(one, (0, None if rows is None else 0))(positions, rows)
-
-
-def _moments(positions: Position) -> tuple[Any, Any]:
-    """Mean and standard deviation of flat positions of the data."""
-    flat = jax.vmap(lambda position: ravel(position)[0])(positions)
-    spread = jnp.std(flat, axis=0)
-    # Numbers that are the same in all data, such as the corner of an image, have no scale.
-    typical = jnp.sqrt(jnp.mean(spread**2))
-    return jnp.mean(flat, axis=0), jnp.where(spread > 0.01 * typical, spread, typical + 1e-12)
 
 
 def _with_report(
