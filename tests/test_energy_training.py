@@ -405,6 +405,21 @@ def test_arguments_that_do_not_fit_are_refused(match, which, arguments):
         energy.fit(KEY, which, data(), progress=False, **arguments)
 
 
+def test_a_density_is_no_model():
+    target = lp.density(lambda x: -0.5 * x**2, jnp.asarray(0.0))
+    with pytest.raises(ValueError, match="NumPyro model or its target, got DensityTarget"):
+        energy.fit(KEY, target, data(), progress=False, **MOVES)
+
+
+def test_in_double_precision():
+    with jax.enable_x64():
+        method = energy.jarzynski(num_walkers=50, resample_below=1.0)
+        found = energy.fit(
+            KEY, model, data(), method=method, step_size=0.01, num_steps=5, progress=False
+        )
+    assert found.losses.dtype == np.float64 and np.isfinite(found.losses).all()
+
+
 @pytest.mark.parametrize(
     ("match", "rows"),
     [

@@ -57,6 +57,8 @@ class EnergyModel:
         condition
             Pytree of arrays ``[datum, ...]``, or None.
         """
+        if not callable(model) and not isinstance(model, ModelTarget):
+            check_target(model, "energy.fit")
         if condition is None:
             whole = model if isinstance(model, ModelTarget) else target(model)
         elif isinstance(model, ModelTarget):

@@ -56,9 +56,10 @@ def resampled(
     size = log_weights.size
 
     def draw() -> Array:
-        return systematic(rng_key, jax.nn.softmax(log_weights), size)
+        # In double precision BlackJAX counts rows by int32, and JAX by int64.
+        return systematic(rng_key, jax.nn.softmax(log_weights), size).astype(jnp.int32)
 
-    rows = jax.lax.cond(drawn, draw, lambda: jnp.arange(size))
+    rows = jax.lax.cond(drawn, draw, lambda: jnp.arange(size, dtype=jnp.int32))
     walkers = jax.tree.map(lambda leaf: leaf[rows], walkers)
     log_mean = jnp.where(drawn, log_mean_exp(log_weights), 0.0)
     variance = jnp.where(drawn, (1.0 / share - 1.0) / size, 0.0)
