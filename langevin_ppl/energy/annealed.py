@@ -10,14 +10,13 @@ import numpy as np
 from jax.tree_util import Partial
 
 from langevin_ppl.base import Array, LogDensity, Position, PRNGKey
-from langevin_ppl.energy.walkers import has_gaussian_steps, reevaluated
+from langevin_ppl.energy.walkers import has_gaussian_steps, moved, reevaluated
 from langevin_ppl.energy.weights import Normalizer, effective_share, log_mean_exp
 from langevin_ppl.kernels import Kernel
-from langevin_ppl.kernels.overdamped import log_weight
 from langevin_ppl.targets import ModelTarget
 from langevin_ppl.tree import ravel
 
-__all__ = ["Annealed", "anneal", "bridge", "draws_of_base"]
+__all__ = ["Annealed", "anneal", "bridge", "draws_of_base", "variances"]
 
 PILOTS, ROUNDS = 64, 8
 """Walkers by which steps are tuned, and how often at every level."""
@@ -58,6 +57,12 @@ def draws_of_base(rng_key: PRNGKey, base: ModelTarget, number: int) -> Position:
     drawn = base.predict_prior(rng_key, number)
     values = {name: drawn[name][0] for name in base.prototype}
     return jax.vmap(base.unconstrain)(values)[0]
+
+
+def variances(positions: Position) -> Array:
+    """Variances of flat positions ``[walker, ...]``, as a diagonal inverse mass matrix."""
+    rows = np.asarray(jax.vmap(lambda position: ravel(position)[0])(positions))
+    return jnp.asarray(rows.var(axis=0) + 1e-12)
 
 
 def bridge(base: LogDensity, end: LogDensity, level: Any) -> LogDensity:
@@ -109,9 +114,7 @@ def anneal(
         steps = jnp.full(num_levels, parameters.pop("step_size"))
     else:
         pilots = draws_of_base(key_pilot, base, PILOTS)
-        rows = np.asarray(jax.vmap(lambda x: ravel(x)[0])(pilots))
-        if "inverse_mass_matrix" not in parameters:
-            parameters["inverse_mass_matrix"] = jnp.asarray(rows.var(axis=0) + 1e-12)
+        parameters.setdefault("inverse_mass_matrix", variances(pilots))
         steps = _tuned(key_pilot, ends, levels, pilots, parameters, kernel)
     return _walk(key_walk, ends, levels, steps, positions, parameters, kernel, steps_per_level)
 
@@ -135,24 +138,15 @@ def _walk(
             number, share, step_size = row
             density = bridge(ends[0], ends[1], share)
             own = kernel.prepare({**parameters, "step_size": step_size})
-            algorithm: Any = kernel(density, **own)
             if not weigh:
                 before = state.logdensity
                 state = reevaluated(state, density)
                 weight = weight + state.logdensity - before
-
-            def step(i: Array, carry: Any) -> Any:
-                state, weight, rate = carry
-                new, info = algorithm.step(jax.random.fold_in(level_key, i), state)
-                if weigh:
-                    weight = weight + log_weight(kernel, state, new, own)
-                if info.acceptance_rate is not None:
-                    rate = rate + info.acceptance_rate / steps_per_level
-                return new, weight, rate
-
             level_key = jax.random.fold_in(key, number)
-            start = state, weight, jnp.zeros_like(weight)
-            state, weight, rate = jax.lax.fori_loop(0, steps_per_level, step, start)
+            state, steps_weight, rate = moved(
+                kernel, density, own, level_key, state, steps_per_level, weigh
+            )
+            weight = weight + steps_weight
             return (state, weight), rate
 
         state = kernel.init(position, ends[0])

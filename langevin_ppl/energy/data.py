@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import Position
-from langevin_ppl.energy.model import EnergyModel
+from langevin_ppl.energy.model import given
 from langevin_ppl.targets import ModelTarget
 from langevin_ppl.tree import ravel
 
@@ -57,20 +57,19 @@ def _shapes(found: ModelTarget) -> dict[str, tuple[int, ...]]:
     return {site: values[site].shape for site in found.prototype}
 
 
-def positions_of(model: EnergyModel, data: Any, condition: Any, name: str = "data") -> Position:
-    """Unconstrained positions of data, ``[datum, ...]`` for every site.
+def positions_of(
+    latent: ModelTarget, values: Mapping[str, Any], condition: Any, name: str = "data"
+) -> Position:
+    """Unconstrained positions of data by site, ``[datum, ...]`` for every site.
 
     Raises
     ------
     ValueError
         If a datum is outside the support of its site.
     """
-    values = by_site(model.latent, data, name)
 
     def unconstrained(value: Any, row: Any) -> Any:
-        found = model.latent
-        found = found if row is None else found.with_data(tuple(jax.tree.leaves(row)))
-        return found.unconstrain(value)
+        return given(latent, row).unconstrain(value)
 
     axes = (0, None if condition is None else 0)
     positions, inside = jax.vmap(unconstrained, axes)(values, condition)

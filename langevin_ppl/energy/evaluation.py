@@ -11,16 +11,15 @@ import numpy as np
 from blackjax.smc.resampling import systematic
 
 from langevin_ppl.base import DivergenceWarning, PRNGKey, check_counts, check_key, check_number
-from langevin_ppl.energy.annealed import anneal, draws_of_base
+from langevin_ppl.energy.annealed import anneal, draws_of_base, variances
 from langevin_ppl.energy.data import by_site, positions_of
 from langevin_ppl.energy.laws import sites_at
-from langevin_ppl.energy.model import EnergyModel, base_of, check_target, without_observed
+from langevin_ppl.energy.model import base_of, check_target, without_observed
 from langevin_ppl.energy.training import Fitted
 from langevin_ppl.energy.walkers import check_kernel, is_weighable
 from langevin_ppl.energy.weights import Normalizer
 from langevin_ppl.kernels import Kernel, mala
 from langevin_ppl.targets import ModelTarget
-from langevin_ppl.tree import ravel
 
 __all__ = ["HeldOut", "auroc", "energies", "held_out", "log_normalizer"]
 
@@ -167,8 +166,7 @@ def _tempered(
     key_draw, key_run = jax.random.split(rng_key)
     positions = draws_of_base(key_draw, base, num_walkers)
     parameters = dict(parameters)
-    flat = np.asarray(jax.vmap(lambda x: ravel(x)[0])(positions))
-    parameters.setdefault("inverse_mass_matrix", jnp.asarray(flat.var(axis=0) + 1e-12))
+    parameters.setdefault("inverse_mass_matrix", variances(positions))
     tuned = "step_size" not in parameters
     log_step = 0.0 if tuned else float(np.log(parameters["step_size"]))
     ends = base.logdensity_fn, latent.logdensity_fn
@@ -316,8 +314,9 @@ def energies(target: Any, data: Any) -> np.ndarray:
     [0.0, 16.0]
     """
     latent = _latent(target, "energy.energies")
-    positions_of(EnergyModel(latent, latent, False), data, None)  # for its checks
-    return np.asarray(_energies(latent, by_site(latent, data)))
+    values = by_site(latent, data)
+    positions_of(latent, values, None)  # refuses what is outside of the support
+    return np.asarray(_energies(latent, values))
 
 
 @jax.jit

@@ -17,7 +17,7 @@ from langevin_ppl.base import Array, LogDensity, Position
 from langevin_ppl.distributions import EnergyBased
 from langevin_ppl.targets import ModelTarget, target
 
-__all__ = ["EnergyModel", "base_of", "check_target", "without_observed"]
+__all__ = ["EnergyModel", "base_of", "check_target", "given", "without_observed"]
 
 
 @functools.partial(
@@ -113,12 +113,12 @@ class EnergyModel:
         return self._at(self.whole, parameters, row)(position)
 
     def _at(self, part: ModelTarget, parameters: Mapping[str, Any], row: Any) -> LogDensity:
-        part = part if row is None else part.with_data(tuple(jax.tree.leaves(row)))
-        return part.with_fixed(self.values(parameters)).logdensity_fn
+        return given(part, row).with_fixed(self.values(parameters)).logdensity_fn
 
-    def trained(self, parameters: Mapping[str, Any]) -> ModelTarget:
-        """Target with these parameters."""
-        return self.whole.with_fixed(self.values(parameters))
+
+def given(found: ModelTarget, row: Any) -> ModelTarget:
+    """Target for the condition of one datum; None for a model without."""
+    return found if row is None else found.with_data(tuple(jax.tree.leaves(row)))
 
 
 def check_target(found: Any, caller: str) -> None:
@@ -206,7 +206,7 @@ class _OnBase(Messenger):
         # The Jacobian of a constrained site is a factor, by NumPyro, and belongs to the base.
         if msg["type"] != "sample" or msg["name"] in self._jacobians:
             return
-        if isinstance(msg["fn"], dist.Unit | dist.ExpandedDistribution) and _is_factor(msg["fn"]):
+        if _is_factor(msg["fn"]):
             msg["fn"] = dist.Unit(jnp.zeros(msg["fn"].batch_shape))
         else:
             self._jacobians.add(f"_{msg['name']}_log_det")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from langevin_ppl.base import Position, PRNGKey
 from langevin_ppl.energy.annealed import anneal, draws_of_base
-from langevin_ppl.energy.data import moments_of, positions_of
+from langevin_ppl.energy.data import by_site, moments_of, positions_of
 from langevin_ppl.energy.methods import Sampling, Start
 from langevin_ppl.energy.model import base_of
 from langevin_ppl.energy.walkers import Chains, is_weighable
@@ -111,7 +111,8 @@ def _given(
         )
     if rows is not None:
         raise ValueError("walkers: a model with conditions begins at its data.")
-    given = positions_of(chains.model, walkers, None, "walkers")
+    latent = chains.model.latent
+    given = positions_of(latent, by_site(latent, walkers, "walkers"), None, "walkers")
     size = len(jax.tree.leaves(given)[0])
     if weighted and size != number:
         raise ValueError(f"walkers: expected num_walkers={number} exact draws, got {size}.")

@@ -20,7 +20,7 @@ from langevin_ppl.checkpoints import EVERY
 from langevin_ppl.checkpoints.asked import begin_or_go_on
 from langevin_ppl.energy.data import by_site, check_condition, moments_of, positions_of
 from langevin_ppl.energy.methods import Sampling, persistent
-from langevin_ppl.energy.model import EnergyModel
+from langevin_ppl.energy.model import EnergyModel, given
 from langevin_ppl.energy.objective import Objective, Penalties
 from langevin_ppl.energy.starts import start_of
 from langevin_ppl.energy.walkers import Chains, check_kernel
@@ -236,9 +236,10 @@ def fit(
         check_number("ema", ema, above=0.0, below=1.0)
     optimizer = as_optimizer(optimizer)
     found = EnergyModel.of(model, condition)
-    length = len(next(iter(by_site(found.latent, data).values())))
+    values = by_site(found.latent, data)
+    length = len(next(iter(values.values())))
     rows = None if condition is None else check_condition(condition, length)
-    positions = positions_of(found, data, rows)
+    positions = positions_of(found.latent, values, rows)
     batch_size = min(BATCH, length) if batch_size is None else batch_size
     _check_batch(batch_size, length)
     if with_walkers:
@@ -407,9 +408,8 @@ def _constrained(model: EnergyModel, parameters: Any, positions: Position, rows:
     """Values of the latent sites at positions ``[walker, ...]``."""
 
     def one(position: Position, row: Any) -> Any:
-        part = model.latent
-        part = part if row is None else part.with_data(tuple(jax.tree.leaves(row)))
-        values = part.with_fixed(model.values(parameters)).constrain(position)
+        part = given(model.latent, row).with_fixed(model.values(parameters))
+        values = part.constrain(position)
         return {site: values[site] for site in model.latent.prototype}
 
     return jax.vmap(one, (0, None if rows is None else 0))(positions, rows)

@@ -14,7 +14,14 @@ from langevin_ppl.gradients import as_estimator
 from langevin_ppl.kernels import Kernel, KernelState
 from langevin_ppl.kernels.overdamped import log_weight
 
-__all__ = ["Chains", "check_kernel", "has_gaussian_steps", "is_weighable", "reevaluated"]
+__all__ = [
+    "Chains",
+    "check_kernel",
+    "has_gaussian_steps",
+    "is_weighable",
+    "moved",
+    "reevaluated",
+]
 
 
 def has_gaussian_steps(kernel: Kernel) -> bool:
@@ -56,6 +63,31 @@ def reevaluated(state: Any, logdensity_fn: LogDensity) -> Any:
     return state._replace(
         logdensity=estimate.logdensity, logdensity_grad=estimate.gradient, memory=memory
     )
+
+
+def moved(
+    kernel: Kernel,
+    logdensity_fn: LogDensity,
+    parameters: Mapping[str, Any],
+    rng_key: PRNGKey,
+    state: Any,
+    num_steps: int,
+    weigh: bool,
+) -> tuple[Any, Array, Array]:
+    """Make steps of one walker; state, log weight of the steps, and mean acceptance rate."""
+    algorithm: Any = kernel(logdensity_fn, **parameters)
+
+    def step(i: Array, carry: Any) -> Any:
+        state, weight, rate = carry
+        new, info = algorithm.step(jax.random.fold_in(rng_key, i), state)
+        if weigh:
+            weight = weight + log_weight(kernel, state, new, parameters)
+        if info.acceptance_rate is not None:
+            rate = rate + info.acceptance_rate / num_steps
+        return new, weight, rate
+
+    zero = jnp.zeros_like(state.logdensity)
+    return jax.lax.fori_loop(0, num_steps, step, (state, zero, zero))
 
 
 @functools.partial(
@@ -133,19 +165,8 @@ class Chains:
         parameters = self.kernel.prepare(self.parameters)
 
         def one(key: PRNGKey, state: Any, row: Any) -> Any:
-            algorithm: Any = self.kernel(self.model.density(values, row), **parameters)
-
-            def step(i: Array, carry: Any) -> Any:
-                state, weight, rate = carry
-                new, info = algorithm.step(jax.random.fold_in(key, i), state)
-                if weigh:
-                    weight = weight + log_weight(self.kernel, state, new, parameters)
-                if info.acceptance_rate is not None:
-                    rate = rate + info.acceptance_rate / num_steps
-                return new, weight, rate
-
-            zero = jnp.zeros_like(state.logdensity)
-            return jax.lax.fori_loop(0, num_steps, step, (state, zero, zero))
+            density = self.model.density(values, row)
+            return moved(self.kernel, density, parameters, key, state, num_steps, weigh)
 
         keys = jax.random.split(rng_key, len(jax.tree.leaves(states)[0]))
         return jax.vmap(one, (0, *_axes(rows)))(keys, states, rows)

@@ -93,6 +93,17 @@ def inspect_model(
     return _inspect(code, avals, batch_size, jnp.result_type(float))
 
 
+def _sites(
+    code: Code, rng_key: Array, arrays: tuple[Array, ...], values: dict[str, Array]
+) -> tuple[dict[str, dict[str, Any]], OnRows]:
+    """Sites of a model at given values, or else at some starting ones, and what saw its reads."""
+    args, kwargs = code.arguments(arrays)
+    model = OnRows(code.model.value, arrays=arrays, abstract=True)
+    seeded = handlers.substitute(handlers.seed(model, rng_key), substitute_fn=init_to_uniform())
+    trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
+    return trace, model
+
+
 @functools.lru_cache(maxsize=256)
 def _inspect(
     code: Code, avals: tuple[Any, ...], batch_size: int | None, precision: Any
@@ -101,10 +112,7 @@ def _inspect(
     unnormalised: list[str] = []
 
     def traced(rng_key: Array, arrays: tuple[Array, ...], values: dict[str, Array]) -> Any:
-        args, kwargs = code.arguments(arrays)
-        model = OnRows(code.model.value, arrays=arrays, abstract=True)
-        seeded = handlers.substitute(handlers.seed(model, rng_key), substitute_fn=init_to_uniform())
-        trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
+        trace, model = _sites(code, rng_key, arrays, values)
         if not found:
             found.append(_structure(trace, arrays, model, batch_size))
             unnormalised.extend(_unnormalised(trace))
@@ -140,11 +148,7 @@ def _intractable(code: Code, avals: tuple[Any, ...]) -> tuple[str, ...]:
     """Names of sites whose missing normaliser depends on a latent site."""
 
     def traced(arrays: tuple[Array, ...], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        args, kwargs = code.arguments(arrays)
-        model = OnRows(code.model.value, arrays=arrays, abstract=True)
-        seeded = handlers.seed(model, jax.random.key(0))
-        started = handlers.substitute(seeded, substitute_fn=init_to_uniform())
-        return handlers.trace(handlers.substitute(started, data=given)).get_trace(*args, **kwargs)
+        return _sites(code, jax.random.key(0), arrays, given)[0]
 
     def latents(arrays: tuple[Array, ...]) -> dict[str, Any]:
         sites = traced(arrays, {}).items()
