@@ -11,7 +11,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from langevin_ppl.annealing import annealed_posterior, dalmc
     from langevin_ppl.approximation import laplace
-    from langevin_ppl.base import CheckpointWarning, ConvergenceWarning, DivergenceWarning
+    from langevin_ppl.base import (
+        AssumptionWarning,
+        CheckpointWarning,
+        ConvergenceWarning,
+        DivergenceWarning,
+    )
     from langevin_ppl.checkpoints import CheckpointError
     from langevin_ppl.compilation import cache
     from langevin_ppl.convergence import converged
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
     from langevin_ppl.targets import density, target
 
 _HOME = {
+    "AssumptionWarning": "base",
     "CheckpointError": "checkpoints",
     "CheckpointWarning": "base",
     "ConvergenceWarning": "base",
@@ -109,9 +115,19 @@ _HOME = {
 }
 
 # Rooms that are read by name.
-_ROOMS = ("diagnostics", "diffusion", "distributions", "energy", "infer", "scores")
+_ROOMS = (
+    "diagnostics",
+    "diffusion",
+    "distributions",
+    "energy",
+    "infer",
+    "optim",
+    "scores",
+    "taming",
+)
 
 __all__ = [
+    "AssumptionWarning",
     "CheckpointError",
     "CheckpointWarning",
     "ConvergenceWarning",

@@ -35,6 +35,7 @@ from jax.typing import ArrayLike
 __all__ = [
     "Array",
     "ArrayLike",
+    "AssumptionWarning",
     "BiasWarning",
     "CheckpointWarning",
     "ConvergenceWarning",
@@ -237,6 +238,10 @@ class DivergenceWarning(UserWarning):
     """A chain left the finite numbers, or a Metropolis proposal was far off."""
 
 
+class AssumptionWarning(UserWarning):
+    """A condition does not hold under which a method is known to work."""
+
+
 class BiasWarning(UserWarning):
     """Draws are biased by more than a tenth of a posterior sd, or their spread is inflated."""
 
@@ -250,13 +255,21 @@ class ConvergenceWarning(UserWarning):
 
 
 def check_number(
-    name: str, value: Any, *, above: float | None = None, below: float | None = None
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
 ) -> None:
-    """Refuse what is not a finite number in the open interval."""
+    """Refuse what is not a finite number above one bound, at least another, and below a third."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     low, high = -math.inf if above is None else above, math.inf if below is None else below
-    if not (number and low < value < high):
-        raise ValueError(f"{name}: expected a number between {low:g} and {high:g}, got {value!r}.")
+    floor = -math.inf if least is None else least
+    if number and low < value < high and value >= floor:
+        return
+    bounds = f"between {low:g} and {high:g}" if least is None else f"of at least {least:g}"
+    raise ValueError(f"{name}: expected a number {bounds}, got {value!r}.")
 
 
 def check_key(rng_key: Any) -> PRNGKey:

@@ -203,7 +203,7 @@ def stopping(monkeypatch, calls):
     monkeypatch.setattr(descent, "chunk", counted)
 
 
-def fit(path, data=ROWS, key=KEY, shift=0.0, **options):
+def fit_rows(path, data=ROWS, key=KEY, shift=0.0, **options):
     network = Partial(scaled, jnp.full(3, shift))
     settings = {"num_steps": 300, "batch_size": 8, "optimizer": SGD, "validation": 0.2}
     return lp.scores.fit(
@@ -212,7 +212,11 @@ def fit(path, data=ROWS, key=KEY, shift=0.0, **options):
     )  # fmt: skip
 
 
-def test_a_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "optimizer", [SGD, lp.optim.sgld(0.1, 0, inverse_temperature=10.0)], ids=["sgd", "sgld"]
+)
+def test_a_training_goes_on_bit_for_bit(optimizer, tmp_path, monkeypatch):
+    fit = functools.partial(fit_rows, optimizer=optimizer)  # sgld: a key in its state
     whole = fit(None)
     with monkeypatch.context() as patch:
         stopping(patch, 2)
@@ -230,7 +234,7 @@ def test_a_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
 
 def test_another_training_is_refused(tmp_path):
-    fit(tmp_path, num_steps=20)
+    fit_rows(tmp_path, num_steps=20)
     others = {
         "the data": {"data": ROWS + 1},
         "the key": {"key": jax.random.key(1)},
@@ -241,7 +245,7 @@ def test_another_training_is_refused(tmp_path):
     }
     for said, other in others.items():
         with pytest.raises(lp.CheckpointError, match=f"differs in .*{said}"):
-            fit(tmp_path, **{"num_steps": 20, **other})
+            fit_rows(tmp_path, **{"num_steps": 20, **other})
 
 
 def test_a_damaged_record_or_that_of_a_run_is_refused(tmp_path):

@@ -21,6 +21,7 @@ PAGES = [
     "docs/scores.md",
     "docs/diffusion.md",
     "docs/energy.md",
+    "docs/optimization.md",
     "docs/checkpoints.md",
     "docs/devices.md",
     "docs/blackjax.md",
@@ -34,7 +35,7 @@ EXAMPLES = [name for name in lp.__all__ if not name.endswith(("Warning", "Error"
 # Of these rooms, what a user calls; what comes back, and contracts, have no example of their own.
 ROOMS = [
     f"{room}.{name}"
-    for room in ("diagnostics", "diffusion", "distributions", "energy", "scores")
+    for room in ("diagnostics", "diffusion", "distributions", "energy", "optim", "scores", "taming")
     for name in operator.attrgetter(room)(lp).__all__
     if name[0].islower() or room == "distributions"
 ]

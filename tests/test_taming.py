@@ -8,8 +8,10 @@ import pytest
 import langevin_ppl as lp
 from langevin_ppl.taming import (
     coordinatewise,
+    frictional,
     norm,
     normwise,
+    polygonal,
     polynomial,
     regularised,
     split,
@@ -255,3 +257,40 @@ def test_loss_of_tusla_vanishes_with_the_root_of_the_step_size(power):
             np.testing.assert_allclose(
                 loss / np.sqrt(h), np.linalg.norm(position) ** power, rtol=2e-2
             )
+
+
+def test_tamings_with_a_part_of_their_own():
+    """Boosts, pulls, and what is left untamed, by the formulas of the papers."""
+    gradient, position = vectors(3, 2.0)
+    g, x, h = gradient, position, 0.03
+    root, size = np.sqrt(h), np.linalg.norm(position)
+    part = g / (1 + root * np.abs(g))
+    boost = 1 + root / (0.1 + np.abs(g))
+    pull = 0.7 * x * size**2 / (1 + root * size**2)
+    cases = {
+        polygonal(0.1): part * boost,
+        polygonal(0.1, boosting=False): part,
+        polygonal(0.1, True, 2.0, 0.7): part * boost - pull,
+        regularised(2.0, 0.7): g / (1 + root * size**2) - pull,
+        split(2.0, 0.4): -0.4 * x + (g + 0.4 * x) / (1 + root * size**2),
+        frictional(2.0, 0.4, 3.0): -0.4 * x + (g + 0.4 * x) / np.sqrt(1 + size**4 / 3.0),
+    }
+    with jax.enable_x64(True):
+        for taming, expected in cases.items():
+            drift = taming(jnp.array(g), jnp.array(x), h)
+            np.testing.assert_allclose(drift, expected, rtol=1e-12)
+
+
+@every_taming
+def test_a_pytree_is_one_long_vector(name):
+    gradient, position = (jnp.array(v, jnp.float32) for v in vectors(4, 3.0))
+
+    def cut(v):
+        return {"a": v[0], "b": v[1:].reshape(2, 2)}
+
+    whole = TAMINGS[name](gradient, position, STEP_SIZE)
+    parts = TAMINGS[name](cut(gradient), cut(position), STEP_SIZE)
+    np.testing.assert_allclose(parts["a"], whole[0], rtol=1e-5)
+    np.testing.assert_allclose(parts["b"].ravel(), whole[1:], rtol=1e-5)
+    losses = taming_loss(gradient, whole), taming_loss(cut(gradient), parts)
+    np.testing.assert_allclose(*losses, rtol=1e-4)

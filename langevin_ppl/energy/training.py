@@ -231,7 +231,7 @@ def fit(
         "spectral_norm": spectral_norm,
     }
     for name, weight in weights.items():
-        check_number(name, weight, above=-1e-300)
+        check_number(name, weight, least=0.0)
     if ema is not None:
         check_number("ema", ema, above=0.0, below=1.0)
     optimizer = as_optimizer(optimizer)
