@@ -280,8 +280,8 @@ def polygonal(
         \frac{G_i}{1 + \sqrt h |G_i|} \left( 1 + \frac{\sqrt h}{\epsilon + |G_i|} \right)
         - \frac{\eta x_i \|x\|^r}{1 + \sqrt h \|x\|^r}.
 
-    A coordinate of the tamed drift is smaller than :math:`1 / \sqrt h + 1`, the pull aside. Small
-    ones grow by up to :math:`1 + \sqrt h / \epsilon`.
+    A coordinate of the tamed drift is smaller than :math:`1 / \sqrt h + \sqrt h`, the pull aside.
+    Small ones grow by up to :math:`1 + \sqrt h / \epsilon`.
 
     Parameters
     ----------

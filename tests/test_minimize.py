@@ -366,6 +366,11 @@ SAID = {
         "power 1 does not bound .* power=2",
     ),
     "a tamed step that overshoots": (quartic, lp.optim.tusla(0.3, 0), "above 0.25"),
+    "a boost that overshoots": (
+        rastrigin,
+        lp.optim.theopoula(4e-3, 0, epsilon=0.1),
+        "multiplied by 0.00653, .* above 0.00504",
+    ),
     "a fall outwards": (
         lambda x: -0.5 * jnp.sum(x**2),
         lp.optim.tusla(1e-3, 0),
@@ -389,6 +394,7 @@ def test_broken_conditions_are_said(what):
     [
         (quartic, lp.optim.tusla(0.01, 0)),
         (quartic, lp.optim.theopoula(0.01, 0)),
+        (rastrigin, lp.optim.theopoula(4e-3, 0, boosting=False)),
         (rastrigin, lp.optim.sgld(4e-3, 0)),
         (rastrigin, lp.optim.sghmc(0.09, 0)),
     ],

@@ -213,6 +213,49 @@ judged on a grid; and what an update costs beyond its gradients.""",
 
 A joint energy model beside the same network trained as a classifier, on the 8x8 digits of
 scikit-learn: accuracy, calibration, and how well foreign images are told.""",
+    "optim_toy": """## From a gradient of 1e18
+
+One number and a loss that grows like its 30th power (arXiv:2107.08649), from where gradients are
+1e18 or more. Plain gradient descent overflows in two steps, and Adam, whose memory of the first
+gradients takes thousands of steps to fade, hardly moves. Tamed steps arrive, but `tusla` only in a
+narrow range of rates, above which it overshoots as its bound says. Gradient clipping solves the
+problem too, and more exactly, as long as the norm of the gradient does not overflow: in float32,
+from 5, it does, and clipped and adaptive methods then stand still without a word. Optax's AMSGrad
+differs from PyTorch's, of which the expected 3.61 is: a replay by that rule gave 3.609.""",
+    "optim_networks": """## Langevin optimisers on small networks
+
+Every method with as many steps on the same batches, at a constant rate that validation rows choose
+from seven, judged by test rows. Adam or AMSGrad is best on the three regressions, clearly so only
+on the noiseless cubic, and `theopoula` has the smallest loss on MNIST by less than two standard
+errors. Where gradients do not explode, taming has little to do: `theopoula` without boosting gives
+what plain gradient descent gives at the same rate, though it survives rates at which that diverges.
+Boosting helps where gradients are small, and leaves a floor at a constant rate, as the cubic
+shows.""",
+    "optim_landscapes": """## Global minima
+
+Rastrigin, Ackley, Griewank and Levy with the minimum moved off the centre, equal budgets of values
+and gradients, success within 1e-3. In two dimensions `consensus` with batches finds the minimum
+most often of all. From ten dimensions on, SciPy's `dual_annealing` is the best and the one to use
+at these budgets: it moves one coordinate at a time, which suits three of the four landscapes.
+Langevin methods get stuck, above all on the plain of Ackley, and in 50 dimensions succeed only on
+Griewank, where L-BFGS from random starts does too. A compiled run of the library takes a tenth of
+SciPy's time or less, compilation aside.""",
+    "optim_cvar": """## Value at risk and CVaR
+
+The quantile of a loss by stochastic gradients that jump, against closed forms; generated heavy
+tails stand in for the fire insurance claims of the original experiment. In batches of 128 all
+optimisers find it, and at a step of 0.001 `sgld`, `tusla`, `theopoula` and `etheopoula` are about
+equally exact. With one draw a step, `theopoula` and `etheopoula` are biased: they shrink the rare gradient
+of -19 far more than the common one of 1, and settle at too low a quantile. The bias fades only like
+the square root of the step. `tusla` tames by position and has no such bias; averaging the last half
+of the iterates helps it, and `sgld`, most.""",
+    "optim_overhead": """## One step of an optimiser
+
+What the optimisers of `lp.optim` cost by themselves: a million float32 parameters in five leaves,
+gradients that cost nothing, `update` and `apply_updates` in one jitted loop. With noise, nearly all
+of the time is spent drawing normals, and they cost about what `optax.noisy_sgd` does; `sghmc` and
+`tsghmc` also keep a momentum. With `inverse_temperature=math.inf` no noise is drawn. Where a
+network makes the gradients, all of these are a small part of a step.""",
     "devices": """## Several devices, several processes
 
 Chains or rows of data spread over two CPU devices of one process, and over two processes that talk

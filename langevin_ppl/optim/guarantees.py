@@ -221,6 +221,13 @@ def _too_long(scheme: Scheme, found: Growth, h: float) -> str | None:
                 f"the learning rate {h:.3g} is above {limit:.3g}, the largest at which the scheme "
                 f"is stable in the curvature {found.lipschitz:.3g} of the start. Take a lower one."
             )
+    boosted = h * (1.0 + math.sqrt(h) / float(scheme.epsilon))
+    if scheme.taming == "gradient" and boosted >= found.step_size:
+        return (
+            f"small gradients are multiplied by {boosted:.3g}, boost included, above "
+            f"{found.step_size:.3g}, beyond which steps overshoot in the curvature "
+            f"{found.lipschitz:.3g} of the start. Take a lower learning rate or a larger epsilon."
+        )
     # With more power than gradients have, steps get shorter far out.
     matched = abs(float(scheme.power) - found.power) <= SUPERLINEAR - 1.0
     if scheme.taming == "position" and matched and not scheme.kinetic:

@@ -272,12 +272,19 @@ def consensus(
         the dimension.
     batch_size
         Particles are dealt anew to batches of this size in every step, each with its own
-        consensus, which keeps them apart for longer; all in one by default.
+        consensus, which keeps them apart for longer; all in one by default. With 200 particles,
+        batches of 20 found the lowest minimum more often.
 
     Returns
     -------
     Consensus
         A method of `langevin_ppl.optim.minimize`.
+
+    Notes
+    -----
+    The rule is for mean squares. The experiments of Carrillo et al. (2021), with a noise of 5.1, a
+    step size of 0.01 and a sharpness of 30, break it, and particles then still come together, but
+    for rare ones that fly far out on the way; for long runs it is worth a try.
 
     Raises
     ------

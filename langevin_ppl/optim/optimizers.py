@@ -59,6 +59,8 @@ class Scheme(NamedTuple):
         Those of a taming by position, and of the pull.
     kinetic
         Whether there is a momentum, and the learning rate is a time.
+    epsilon
+        Where the boost of small gradients ends; infinite without one.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Scheme(NamedTuple):
     power: Any = 0.0
     strength: Any = 0.0
     kinetic: bool = False
+    epsilon: Any = math.inf
 
 
 class LangevinOptimizer(optax.GradientTransformationExtraArgs):
@@ -190,13 +193,16 @@ def tusla(
         \theta' = \theta - h \frac{\nabla f(\theta) + \eta \theta \|\theta\|^r}
         {1 + \sqrt h \|\theta\|^r} + \sqrt{2 h / \beta} \, \xi,
 
-    with the norm of all parameters together. It comes back from where gradients overflow, in a
-    few steps, and has no memory of them.
+    with the norm of all parameters together. It comes back from where gradients are huge in a few
+    steps, and has no memory of them, if they are :math:`c \|\theta\|^{r + 1}` there with
+    :math:`\sqrt h (c + \eta) < 2`: a far step multiplies the parameters by
+    :math:`1 - \sqrt h (c + \eta)`. `langevin_ppl.optim.growth` measures ``c``.
 
     Parameters
     ----------
     learning_rate
-        ``h``, a number or a schedule; 0.5 in the papers' networks.
+        ``h``, a number or a schedule; 0.5 in the papers' networks, and below
+        :math:`4 / (c + \eta)^2`.
     key
         Key of the noise, or a seed; kept in the state.
     inverse_temperature
@@ -300,6 +306,14 @@ def theopoula(
     The defaults of ``inverse_temperature`` and ``epsilon``, with a learning rate of 0.1, are those
     of the authors' image classifiers.
 
+    Small gradients are multiplied by :math:`1 + \sqrt h / \epsilon`, so that near a minimum of
+    curvature ``L`` the steps are stable for :math:`h (1 + \sqrt h / \epsilon) < 2 / L`.
+
+    A taming by the gradient does not commute with the mean over batches: rare large gradients are
+    shrunk more than common small ones. Where the noise of the gradient is skewed, as that of a
+    quantile from single draws is, the optimiser settles elsewhere, by an order of
+    :math:`\sqrt h`; take larger batches or smaller steps, or `tusla`, which has no such bias.
+
     References
     ----------
     Lim, Sabanis, *Polygonal unadjusted Langevin algorithms: creating stable and efficient adaptive
@@ -316,7 +330,8 @@ def theopoula(
     """
     _check_pull("theopoula", learning_rate, power, strength)
     _check_epsilon(epsilon)
-    scheme = Scheme("theopoula", learning_rate, "gradient", power, strength)
+    boost = epsilon if boosting else math.inf
+    scheme = Scheme("theopoula", learning_rate, "gradient", power, strength, epsilon=boost)
     taming = polygonal(epsilon, boosting, power, strength)
     return _tamed(scheme, taming, key, inverse_temperature)
 
@@ -345,7 +360,8 @@ def etheopoula(
 
     The gradient ``G`` that it is given may be discontinuous (a quantile, CVaR, networks with
     ReLU) and grow little; ``F`` is the gradient of a smooth penalty that it computes by itself and
-    that may grow like :math:`\|\theta\|^{r + 1}`. Leave the penalty out of the loss.
+    that may grow like :math:`\|\theta\|^{r + 1}`. Leave the penalty out of the loss. Quantiles need
+    batches or small steps: see the notes of `theopoula`.
 
     Parameters
     ----------
@@ -406,7 +422,7 @@ def etheopoula(
         pull = by_position(jax.grad(penalty)(position), position, step_size)
         return jax.tree.map(jnp.subtract, drift, pull)
 
-    scheme = Scheme("etheopoula", learning_rate, "gradient", power)
+    scheme = Scheme("etheopoula", learning_rate, "gradient", power, epsilon=epsilon)
     return _tamed(scheme, taming, key, inverse_temperature)
 
 
@@ -592,14 +608,15 @@ def annealed_langevin(
     Parameters
     ----------
     learning_rate
-        A number or a schedule.
+        A number or a schedule. One that falls with the temperature finds lower minima: hot steps
+        may be long, cold ones must be below ``2 / L``.
     key
         Key of the noise, or a seed.
     num_steps
         ``n``.
     start, end
-        Inverse temperatures: the first should let the loss rise by as much as barriers are high,
-        so about one over their height.
+        Inverse temperatures, in units of one over those of the loss. The first should let it rise
+        by as much as barriers are high: one over the spread of the loss at random points will do.
     taming
         One of ``langevin_ppl.taming``, where gradients explode; none by default.
 
