@@ -246,9 +246,9 @@ The quantile of a loss by stochastic gradients that jump, against closed forms; 
 tails stand in for the fire insurance claims of the original experiment. In batches of 128 all
 optimisers find it, and at a step of 0.001 `sgld`, `tusla`, `theopoula` and `etheopoula` are about
 equally exact. With one draw a step, `theopoula` and `etheopoula` are biased: they shrink the rare
-gradient of -19 far more than the common one of 1, and settle at too low a quantile. The bias fades
-only like the square root of the step. `tusla` tames by position and has no such bias; averaging the last half
-of the iterates helps it, and `sgld`, most.""",
+gradient of -19 far more than the common one of 1, and settle at too low a quantile. The bias
+fades only like the square root of the step. `tusla` tames by position and has no such bias;
+averaging the last half of the iterates helps it, and `sgld`, most.""",
     "optim_overhead": """## One step of an optimiser
 
 What the optimisers of `lp.optim` cost by themselves: a million float32 parameters in five leaves,
