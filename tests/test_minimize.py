@@ -11,7 +11,6 @@ from models import EFFECT, SIGMA, conjugate, conjugate_posterior, schools
 from numpyro.infer.util import log_density
 
 import langevin_ppl as lp
-from langevin_ppl.optim.methods import Consensus
 
 KEY = jax.random.key(0)
 
@@ -403,7 +402,27 @@ def test_kept_conditions_are_not_mentioned(fn, method):
     lp.optim.minimize(KEY, fn, jnp.ones(2), method, num_steps=2, polish=0)
 
 
-def test_methods_are_parts_of_programs():
-    """Equal settings share a compilation."""
-    assert lp.optim.consensus() == lp.optim.consensus()
-    assert hash(lp.optim.consensus()) == hash(Consensus(1.0, 1.3, 0.1, 1e5, True, None))
+def test_other_settings_are_no_other_program():
+    """Neither optimisers made anew nor other learning rates trace the objective again."""
+    traces = []
+
+    def traced(x):
+        traces.append(None)
+        return jnp.sum(x**2)
+
+    def run(method):
+        lp.optim.minimize(KEY, traced, jnp.ones(2), method, num_steps=2, num_particles=4, polish=0)
+        return len(traces)
+
+    makes = {
+        "tusla": lambda scale: lp.optim.tusla(0.1 * scale, key=scale, power=1.0),
+        "etheopoula": lambda scale: lp.optim.etheopoula(0.01 * scale, key=0, penalty=quartic),
+        "consensus": lambda scale: lp.optim.consensus(noise=0.5 * scale, step_size=0.1 * scale),
+        "schedule": lambda scale: lp.optim.consensus(sharpness=jnp.exp),
+        "exchange": lambda scale: lp.optim.replica_exchange(0.1 * scale, [1.0, 2.0]),
+    }
+    for name, make in makes.items():
+        first = run(make(1))
+        # The shape of the value is looked at every time.
+        assert run(make(2)) <= first + 1, name
+    assert run(lp.optim.tusla(0.1, key=0, power=2.0)) > first + 2

@@ -1,8 +1,9 @@
 """Global nonconvex optimisation by Langevin dynamics: Optax transformations, and one call."""
 
 from langevin_ppl.optim.blocks import add_langevin_noise, tame
+from langevin_ppl.optim.consensus import Consensus, consensus
+from langevin_ppl.optim.exchange import Exchange, replica_exchange
 from langevin_ppl.optim.guarantees import Growth, growth
-from langevin_ppl.optim.methods import Consensus, Exchange, consensus, replica_exchange
 from langevin_ppl.optim.minimization import OptimizeResult, minimize
 from langevin_ppl.optim.optimizers import (
     LangevinOptimizer,

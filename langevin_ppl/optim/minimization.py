@@ -22,10 +22,13 @@ from langevin_ppl.base import (
 from langevin_ppl.fit import Minimum
 from langevin_ppl.fit import minimize as descend
 from langevin_ppl.loop import capacity_for, drive, repeat
+from langevin_ppl.optim.consensus import Consensus
+from langevin_ppl.optim.exchange import Exchange
 from langevin_ppl.optim.guarantees import check_scheme, growth
-from langevin_ppl.optim.methods import Consensus, Exchange, Method, Restarts
+from langevin_ppl.optim.methods import Method
 from langevin_ppl.optim.objective import objective, starting_points
 from langevin_ppl.optim.optimizers import LangevinOptimizer
+from langevin_ppl.optim.restarts import Restarts
 from langevin_ppl.tree import Layout
 
 __all__ = ["OptimizeResult", "minimize"]
@@ -104,15 +107,15 @@ def _better(points: Position, values: Array, carry: _Carry) -> _Carry:
     return carry._replace(points=kept, values=jnp.where(better, values, carry.values))
 
 
-@functools.partial(jax.jit, static_argnames=("method",))
-def _begin(rng_key: PRNGKey, fn: Any, starts: Position, *, method: Method) -> _Carry:
+@jax.jit
+def _begin(rng_key: PRNGKey, fn: Any, starts: Position, method: Any) -> _Carry:
     values = jax.vmap(fn)(starts)
     lowest = jnp.where(jnp.isfinite(values), values, jnp.inf)
     never = jnp.full(values.shape, -1, jnp.int32)
     return _Carry(method.init(rng_key, fn, starts), starts, lowest, never)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "capacity"))
+@functools.partial(jax.jit, static_argnames="capacity")
 def _chunk(
     carry: _Carry,
     start: Any,
@@ -136,8 +139,8 @@ def _chunk(
     return repeat(step, carry, jnp.asarray(start), jnp.asarray(count), capacity)
 
 
-@functools.partial(jax.jit, static_argnames=("method",))
-def _end(carry: _Carry, fn: Any, *, method: Method) -> _Carry:
+@jax.jit
+def _end(carry: _Carry, fn: Any, method: Any) -> _Carry:
     """Look at the points that the last step led to."""
     positions = method.positions(carry.state)
     return _better(positions, jax.vmap(fn)(positions), carry)
@@ -155,7 +158,7 @@ def _polished(fn: Any, starts: Position, *, layout: Layout) -> Minimum:
 
 def _as_method(method: Any) -> Method:
     if isinstance(method, optax.GradientTransformation):
-        return Restarts(method)
+        return Restarts.of(method)
     if isinstance(method, Consensus | Exchange):
         return method
     raise TypeError(
@@ -258,7 +261,7 @@ def minimize(
         found = growth(key_probe, function, first)
         njev += found.num_evaluations
         check_scheme(method.scheme, found)
-    carry = _begin(key_init, function, starts, method=moves)
+    carry = _begin(key_init, function, starts, moves)
     if not np.any(np.isfinite(carry.values)):
         raise ValueError(
             f"minimize: the objective is finite at none of the {num_particles} starting points. "
@@ -270,7 +273,7 @@ def minimize(
         return _chunk(carry, start, count, key_steps, function, method=moves, capacity=capacity)
 
     outcome = drive(program, carry, num_steps, capacity, progress=progress, label="minimize")
-    carry, history = _end(outcome.carry, function, method=moves), np.asarray(outcome.outputs)
+    carry, history = _end(outcome.carry, function, moves), np.asarray(outcome.outputs)
     values_a_step, gradients_a_step = moves.evaluations(num_particles)
     nit = len(history)
     nfev += nit * values_a_step + num_particles

@@ -5,9 +5,11 @@ the law :math:`e^{-\beta f}`, which at a large inverse temperature :math:`\beta`
 minima of the loss.
 """
 
+import functools
+import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,6 +74,28 @@ class Scheme(NamedTuple):
     epsilon: Any = math.inf
 
 
+class Recipe(NamedTuple):
+    """How an optimiser was made, but for its key; hashable where its settings are.
+
+    Attributes
+    ----------
+    make
+        The function that made it.
+    learning_rate
+        A number or a schedule.
+    settings
+        The other arguments, by name.
+    """
+
+    make: Any
+    learning_rate: Number
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, learning_rate: Any) -> optax.GradientTransformation:
+        """Make it anew, at a learning rate that may be traced."""
+        return self.make(learning_rate, 0, **dict(self.settings))
+
+
 class LangevinOptimizer(optax.GradientTransformationExtraArgs):
     """A transformation of Optax that knows its scheme.
 
@@ -79,9 +103,30 @@ class LangevinOptimizer(optax.GradientTransformationExtraArgs):
     ----------
     scheme
         What bounds on its step depend on.
+    recipe
+        How it was made; None where that cannot be compared with other recipes.
     """
 
     scheme: Scheme
+    recipe: Recipe | None
+
+
+def _recalled[**P](make: Callable[P, LangevinOptimizer]) -> Callable[P, LangevinOptimizer]:
+    """Let an optimiser know its recipe, so that equal ones share a compiled program."""
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> LangevinOptimizer:
+        optimizer = make(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        settings = {name: bound.arguments[name] for name in bound.arguments if name != "key"}
+        rate = settings.pop("learning_rate")
+        recipe = Recipe(made, rate, tuple(sorted(settings.items())))
+        hashable = all(isinstance(value, Hashable) for value in settings.values())
+        optimizer.recipe = recipe if hashable else None
+        return optimizer
+
+    return made
 
 
 def _named(scheme: Scheme, *links: optax.GradientTransformation) -> LangevinOptimizer:
@@ -112,10 +157,11 @@ def _check_pull(name: str, learning_rate: Number, power: Any, strength: Any) -> 
             f"are stated for strength {strength:g}: min(1, 1 / (4 strength^2)) (Lovas et al., "
             "arXiv:2006.14514). Take a lower one, or less strength.",
             AssumptionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
+@_recalled
 def sgld(
     learning_rate: Number, key: Any, *, inverse_temperature: Number = 1e10
 ) -> LangevinOptimizer:
@@ -178,6 +224,7 @@ def _tamed(
     )
 
 
+@_recalled
 def tusla(
     learning_rate: Number,
     key: Any,
@@ -252,6 +299,7 @@ def tusla(
     return _tamed(scheme, regularised(power, strength), key, inverse_temperature)
 
 
+@_recalled
 def theopoula(
     learning_rate: Number,
     key: Any,
@@ -341,6 +389,7 @@ def _check_epsilon(epsilon: ArrayLike) -> None:
         check_number("epsilon", epsilon, above=0.0)
 
 
+@_recalled
 def etheopoula(
     learning_rate: Number,
     key: Any,
@@ -426,6 +475,7 @@ def etheopoula(
     return _tamed(scheme, taming, key, inverse_temperature)
 
 
+@_recalled
 def sghmc(
     learning_rate: Number,
     key: Any,
@@ -526,6 +576,7 @@ def _with_momentum(
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
+@_recalled
 def tsghmc(
     learning_rate: Number,
     key: Any,
@@ -590,6 +641,7 @@ def tsghmc(
     )
 
 
+@_recalled
 def annealed_langevin(
     learning_rate: Number,
     key: Any,
