@@ -11,6 +11,7 @@ from models import EFFECT, SIGMA, conjugate, conjugate_posterior, schools
 from numpyro.infer.util import log_density
 
 import langevin_ppl as lp
+from langevin_ppl.optim import minimization
 
 KEY = jax.random.key(0)
 
@@ -239,6 +240,22 @@ def test_one_failure_leaves_the_other_particles_alone():
     assert 0 < failed.sum() < 10
     assert np.isfinite(found.history[:, ~failed]).all()
     assert found.fun < 1e-6
+
+
+def test_an_interrupted_run_gives_what_it_has(monkeypatch):
+    calls, chunk = iter(range(2)), minimization._chunk
+
+    def stopping(*args, **kwargs):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return chunk(*args, **kwargs)
+
+    monkeypatch.setattr(minimization, "_chunk", stopping)
+    found = lp.optim.minimize(KEY, quartic, jnp.ones(2), optax.sgd(1e-3), num_steps=10_000)
+    assert not found.success
+    assert found.nit == len(found.history) < 10_000
+    assert f"Interrupted after {found.nit} of 10000 steps" in found.message
+    assert found.fun < found.history[-1, 0]
 
 
 def test_particles_have_noise_of_their_own():

@@ -272,7 +272,12 @@ def minimize(
     def program(carry: _Carry, start: int, count: int) -> tuple[_Carry, Array]:
         return _chunk(carry, start, count, key_steps, function, method=moves, capacity=capacity)
 
-    outcome = drive(program, carry, num_steps, capacity, progress=progress, label="minimize")
+    def note(history: np.ndarray, done: int) -> str:
+        return f"lowest {np.min(history, where=np.isfinite(history), initial=np.inf):.5g}"
+
+    outcome = drive(
+        program, carry, num_steps, capacity, progress=progress, label="minimize", note=note
+    )
     carry, history = _end(outcome.carry, function, moves), np.asarray(outcome.outputs)
     values_a_step, gradients_a_step = moves.evaluations(num_particles)
     nit = len(history)
