@@ -238,9 +238,7 @@ def minimize(
     >>> import jax, jax.numpy as jnp, langevin_ppl as lp
     >>> loss = lambda x: jnp.sum(x**2) + jnp.sum(x**30)
     >>> method = lp.optim.tusla(1e-3, key=0, power=28)
-    >>> found = lp.optim.minimize(
-    ...     jax.random.key(0), loss, jnp.array([4.0]), method, check=False
-    ... )
+    >>> found = lp.optim.minimize(jax.random.key(0), loss, jnp.array([4.0]), method)
     >>> bool(abs(found.x[0]) < 1e-3), found.success
     (True, True)
     """
