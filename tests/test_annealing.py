@@ -78,6 +78,7 @@ def test_what_the_tree_says(posterior):
     np.testing.assert_allclose(posterior["observed_data"]["y"], SEEN)
 
 
+@pytest.mark.slow
 def test_a_chain_goes_on_from_the_walkers(posterior):
     """An exact kernel started at their ends stays where they are."""
     target = lp.target(model, SCORE, SEEN)
@@ -129,6 +130,7 @@ def test_walkers_that_are_lost_are_told():
     assert np.array_equal(np.isnan(idata["posterior"]["x"].values).all(axis=2), bad)
 
 
+@pytest.mark.slow
 def test_dalmc_ends_in_a_gaussian():
     """Correlated, shifted; ten standard errors of 1000 walkers are the bias that is allowed."""
     precision = jnp.array([[1.5, 0.6], [0.6, 1.0]])

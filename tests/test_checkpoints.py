@@ -59,7 +59,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"nuts", "replicas", "batches", "model"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES]
+)
 def test_resumed_draws_are_those_of_an_uninterrupted_run(case, tmp_path, monkeypatch):
     target, options = CASES[case]
     options = {"num_samples": 200, "num_warmup": 150, **options}

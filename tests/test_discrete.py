@@ -152,6 +152,7 @@ def test_beside_discrete_gibbs(kernel, truth):
     np.testing.assert_allclose(samples["level"], samples["cluster"] * samples["centre"][:, None])
 
 
+@pytest.mark.slow
 def test_two_continuous_blocks_and_constrained_sites():
     def model(y):
         scale = numpyro.sample("scale", dist.HalfNormal(2.0))

@@ -41,7 +41,23 @@ ROOMS = [
 ]
 
 
-@pytest.mark.parametrize("name", [*EXAMPLES, "infer.Langevin", *ROOMS])
+# Those that train or run for more than some seconds.
+SLOW = {
+    "dalmc",
+    "diagnostics.gradient_noise",
+    "energy.exchange",
+    "energy.fit",
+    "energy.walk",
+    "scores.fit",
+    "scores.unet",
+}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in [*EXAMPLES, "infer.Langevin", *ROOMS]
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_docstring_examples(name):
     docstring = operator.attrgetter(name)(lp).__doc__
     test = doctest.DocTestParser().get_doctest(docstring, {}, name, None, None)

@@ -139,6 +139,7 @@ def several(y, v, c, z):
     numpyro.deterministic("twice", 2 * theta)
 
 
+@pytest.mark.slow
 def test_sites_of_all_kinds_together():
     """By quadrature; each normaliser, and the normalised site, moves the mean by many errors."""
     keys = jax.random.split(jax.random.key(3), 3)

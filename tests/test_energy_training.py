@@ -147,6 +147,7 @@ def test_runs_are_those_of_their_key_and_go_on_where_they_were_killed(tmp_path):
         energy.fit(KEY, model, data()[:500], checkpoint=tmp_path / "run", **arguments)
 
 
+@pytest.mark.slow
 def test_an_exact_kernel_is_weighed_by_the_change_of_the_density():
     found = energy.fit(
         KEY,
@@ -411,6 +412,7 @@ def test_a_density_is_no_model():
         energy.fit(KEY, target, data(), progress=False, **MOVES)
 
 
+@pytest.mark.slow
 def test_in_double_precision():
     with jax.enable_x64():
         method = energy.jarzynski(num_walkers=50, resample_below=1.0)

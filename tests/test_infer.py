@@ -74,19 +74,25 @@ def test_every_kernel_has_a_class():
             assert names[name.replace("_", "").upper()] is kernel
 
 
+# Every class is a kernel in the same wrapper: one of each kind, and the others where there is time.
+OTHERS = [
+    infer.ULA,
+    infer.LeimkuhlerMatthews,
+    infer.UBU,
+    infer.TULA,
+    infer.TUSLA,
+    functools.partial(infer.Langevin, kernel=lp.splitting("OABAO")),
+]
+
+
 @pytest.mark.parametrize(
     "kernel",
     [
         infer.SplitGHMC,
         infer.MALA,
-        infer.ULA,
-        infer.LeimkuhlerMatthews,
-        infer.UBU,
         infer.TBAOAB,
-        infer.TULA,
-        infer.TUSLA,
-        functools.partial(infer.Langevin, kernel=lp.splitting("OABAO")),
         functools.partial(infer.Langevin, kernel=lp.parallel_tempering(lp.mala, [1, 3])),
+        *(pytest.param(kernel, marks=pytest.mark.slow) for kernel in OTHERS),
     ],
     ids=lambda k: getattr(k, "__name__", "Langevin"),
 )
@@ -254,6 +260,7 @@ def test_what_diverges_says_so(capsys):
     assert "Number of divergences: 0" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_instance_serves_several_runs():
     """Of other data and another warm-up; the first run then goes on as if it were alone."""
     kernel = infer.ULA(line)

@@ -38,6 +38,7 @@ def test_a_wrong_score_has_the_residual_of_its_closed_form():
     np.testing.assert_allclose(probes, found, rtol=1e-3)  # a multiple of the identity: no noise
 
 
+@pytest.mark.slow
 def test_the_gap_of_a_known_score_is_its_floor():
     flow, noisy = lp.diffusion.dpm_solver_pp(num_steps=40), lp.diffusion.ancestral(num_steps=400)
     good = D.flow_gap(jax.random.key(0), MIXTURE, flow, noisy, 2000)

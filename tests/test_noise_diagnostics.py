@@ -239,6 +239,7 @@ def test_halving_an_exact_kernel():
     assert np.isnan(group.attrs["order"]) and group.attrs["largest"] < 0.05
 
 
+@pytest.mark.slow
 def test_halving_keeps_what_the_run_chose(monkeypatch):
     """Frame, friction, batch size and pinned rows; the centre is looked for again."""
     y = data(4000)

@@ -291,6 +291,7 @@ def test_steps_in_svi():
     np.testing.assert_allclose(found.params["slope_auto_scale"], spread, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_steps_in_the_trainer_of_energies():
     def model():
         rate = numpyro.param("rate", 1.0, constraint=dist.constraints.positive)

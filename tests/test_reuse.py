@@ -16,7 +16,10 @@ KEY = jax.random.key(20)
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 @pytest.mark.parametrize(
     ("kernel", "metric"),
-    [(lp.split_ghmc, "dense"), (lp.ghmc, "low_rank")],
+    [
+        (lp.split_ghmc, "dense"),
+        pytest.param(lp.ghmc, "low_rank", marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_tuned_parameters_serve_a_later_run(kernel, metric, tmp_path):

@@ -56,13 +56,13 @@ def assert_moments(idata, mean, sd, name="slope", errors=5.0):
         (lp.split_ghmc, {}),
         (lp.ghmc, {"num_samples": 4000}),
         (lp.mala, {}),
-        (lp.tmala, {}),
         (lp.tmalac, {}),
-        (lp.ula, {"thinning": 5}),
+        pytest.param(lp.tmala, {}, marks=pytest.mark.slow),
+        pytest.param(lp.ula, {"thinning": 5}, marks=pytest.mark.slow),
         (blackjax.nuts, {}),
         (blackjax.hmc, {"num_integration_steps": 7, "num_samples": 4000}),
-        (blackjax.barker, {"num_samples": 4000}),
-        (blackjax.mala, {"num_samples": 8000}),
+        pytest.param(blackjax.barker, {"num_samples": 4000}, marks=pytest.mark.slow),
+        pytest.param(blackjax.mala, {"num_samples": 8000}, marks=pytest.mark.slow),
         (blackjax.mclmc, {"num_samples": 4000}),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
@@ -252,6 +252,7 @@ def test_initial_is_where_the_chains_start(target):
     np.testing.assert_allclose(idata["posterior"]["slope"][:, 0], positions["slope"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_parameters_of_blackjax_that_were_tuned_by_chain(target):
     first = lp.sample(KEY, target, blackjax.nuts, num_samples=50, num_warmup=200)
     assert first["sampler_parameters"]["step_size"].dims == ("chain",)
@@ -358,6 +359,7 @@ def test_float64(target):
     assert idata.attrs["precision"] == "float64"
 
 
+@pytest.mark.slow
 def test_a_target_without_a_mode_starts_where_it_was_told():
     # The density of the centred model is unbounded where tau goes to 0 and theta to mu.
     def centred(sigma, effect=None):

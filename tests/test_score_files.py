@@ -98,6 +98,7 @@ def test_every_process_comes_back_with_its_fields(name, tmp_path):
     assert lp.scores.load(tmp_path / "score").process == process
 
 
+@pytest.mark.slow
 def test_what_fit_returns_comes_back(tmp_path):
     fitted = lp.scores.fit(
         KEY, np.random.default_rng(0).normal(size=(50, 2)), lp.scores.EDM(), num_steps=3,

@@ -146,7 +146,7 @@ def test_poisson_flow_has_the_gradient_of_its_density():
     np.testing.assert_allclose(jax.grad(log_prob)(x)[0], difference, atol=0.01)
 
 
-@pytest.mark.parametrize("density", ["flow", "energy"])
+@pytest.mark.parametrize("density", [pytest.param("flow", marks=pytest.mark.slow), "energy"])
 def test_mala_samples_the_conjugate_posterior(density):
     """Means and second moments of 32 chains, within 5 standard errors from their scatter."""
     target = lp.target(model, SCORE, Y, density)
@@ -166,6 +166,7 @@ def test_mala_samples_the_conjugate_posterior(density):
         assert error.max() < 0.05
 
 
+@pytest.mark.slow
 def test_other_kernels_and_groups():
     target = lp.target(model, SCORE, Y, "energy")
     few = {"num_chains": 2, "num_samples": 20, "num_warmup": 50}

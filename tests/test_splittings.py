@@ -281,7 +281,16 @@ def test_what_is_lost_stays_lost():
 
 
 @pytest.mark.parametrize(
-    "kernel", [lp.baoab, lp.ubu, lp.leimkuhler_matthews, lp.klmc, lp.irreversible], ids=repr
+    "kernel",
+    [
+        lp.baoab,
+        lp.irreversible,
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in (lp.ubu, lp.leimkuhler_matthews, lp.klmc)
+        ),
+    ],
+    ids=repr,
 )
 def test_in_sample(kernel):
     target = lp.density(lambda x: -0.5 * jnp.sum(x**2 / jnp.array([1.0, 25.0])), jnp.zeros(2))

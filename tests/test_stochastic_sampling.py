@@ -146,6 +146,7 @@ def test_new_data_of_the_same_shapes_compile_nothing(problem, run):
     assert compilations == []
 
 
+@pytest.mark.slow
 def test_bias_continues_with_all_the_data(problem, run):
     measured = lp.diagnostics.bias(jax.random.key(3), problem[0], run, ess=500)
     assert measured["bias"].attrs["converged"] == 1
@@ -160,8 +161,16 @@ def test_bias_continues_with_all_the_data(problem, run):
     [
         (lp.baoab, lp.svrg(BATCH, every=50)),
         (lp.sgld, lp.control_variates(BATCH, order=2, shared=False)),
-        (lp.leimkuhler_matthews, lp.control_variates(BATCH, sampling="importance")),
-        (lp.sghmc, lp.control_variates(BATCH, pinned=50, sampling="epochs")),
+        pytest.param(
+            lp.leimkuhler_matthews,
+            lp.control_variates(BATCH, sampling="importance"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lp.sghmc,
+            lp.control_variates(BATCH, pinned=50, sampling="epochs"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
@@ -201,6 +210,7 @@ def test_plain_batches_heat_as_predicted(problem):
     assert idata.attrs["converged"] == 0
 
 
+@pytest.mark.slow
 def test_few_heavy_rows_are_pinned():
     x, y = data(heavy=20)
     idata = lp.sample(jax.random.key(6), lp.target(robust, x, y), num_samples=1000)

@@ -399,6 +399,7 @@ def test_batches_that_change_their_shape_stop_the_run():
         lp.sample(KEY, lp.target(model, *lp.stream(batches[:100], num_rows=N + 500, batch_size=B)))
 
 
+@pytest.mark.slow
 def test_many_dimensions_make_one_pass_for_the_centre(monkeypatch):
     """Above 500 the frame is a diagonal; the centre is the mode of the rows in memory."""
     wide = 600
