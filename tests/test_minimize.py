@@ -413,6 +413,8 @@ def test_broken_conditions_are_said(what):
         (rastrigin, lp.optim.theopoula(4e-3, 0, boosting=False)),
         (rastrigin, lp.optim.sgld(4e-3, 0)),
         (rastrigin, lp.optim.sghmc(0.09, 0)),
+        # The penalty is not in the function, and holds it.
+        (lambda x: -jnp.sum(x**2), lp.optim.etheopoula(0.01, 0, power=2.0, penalty=quartic)),
     ],
 )
 def test_kept_conditions_are_not_mentioned(fn, method):

@@ -58,7 +58,7 @@ class Scheme(NamedTuple):
     taming
         "none", by "position" or by "gradient".
     power, strength
-        Those of a taming by position, and of the pull.
+        Those of a taming by position, and of the pull; NaN for a penalty of another form.
     kinetic
         Whether there is a momentum, and the learning rate is a time.
     epsilon
@@ -471,7 +471,8 @@ def etheopoula(
         pull = by_position(jax.grad(penalty)(position), position, step_size)
         return jax.tree.map(jnp.subtract, drift, pull)
 
-    scheme = Scheme("etheopoula", learning_rate, "gradient", power, epsilon=epsilon)
+    strength = 0.0 if penalty is None else math.nan
+    scheme = Scheme("etheopoula", learning_rate, "gradient", power, strength, epsilon=epsilon)
     return _tamed(scheme, taming, key, inverse_temperature)
 
 
