@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from langevin_ppl.base import Array, ArrayLike, PRNGKey, check_number
+from langevin_ppl.base import Array, PRNGKey, check_number
 from langevin_ppl.taming import Taming
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "at",
     "check_rate",
     "check_inverse_temperature",
-    "check_friction",
+    "check_positive",
     "noiseless",
     "tame",
 ]
@@ -51,10 +51,16 @@ def is_known(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Refuse what is no positive number, nor an array, which may be traced."""
+    if not isinstance(value, jax.Array):
+        check_number(name, value, above=0.0)
+
+
 def check_rate(learning_rate: Number) -> None:
     """Refuse what is no positive number, nor a schedule, nor an array."""
-    if not callable(learning_rate) and not isinstance(learning_rate, jax.Array):
-        check_number("learning_rate", learning_rate, above=0.0)
+    if not callable(learning_rate):
+        check_positive("learning_rate", learning_rate)
 
 
 def check_inverse_temperature(inverse_temperature: Number) -> None:
@@ -66,12 +72,6 @@ def check_inverse_temperature(inverse_temperature: Number) -> None:
             "inverse_temperature: expected a positive number, math.inf for no noise, or a "
             f"schedule, got {inverse_temperature!r}."
         )
-
-
-def check_friction(friction: ArrayLike) -> None:
-    """Refuse what is not positive."""
-    if not isinstance(friction, jax.Array):
-        check_number("friction", friction, above=0.0)
 
 
 def noiseless(inverse_temperature: Number) -> bool:

@@ -41,7 +41,7 @@ class Exchange:
         coldest = self.temperatures[0]
         ladder = [temperature / coldest for temperature in self.temperatures]
         logdensity_fn = functools.partial(_scaled, fn, coldest)
-        kernel = parallel_tempering(self.kernel, [1.0, *ladder[1:]])
+        kernel = parallel_tempering(self.kernel, ladder)
         # x - h grad f + sqrt(2 h T) xi, in the units of a kernel on -f / T of the coldest.
         return kernel(logdensity_fn, step_size=self.learning_rate * coldest)
 

@@ -1,11 +1,13 @@
 """What is minimised: a function of a pytree, or a target's negative log density."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from langevin_ppl.base import Array, Position, PRNGKey, Target
+from langevin_ppl.optim.blocks import add_normals
 from langevin_ppl.tree import as_pytree
 
 __all__ = ["as_point", "objective", "starting_points"]
@@ -65,15 +67,6 @@ def starting_points(
     if callable(x0):
         return as_point(owner, jax.vmap(x0)(keys))
 
-    def around(key: PRNGKey, leaf: Array, is_first: Array) -> Array:
-        jitter = spread * jax.random.normal(key, leaf.shape, leaf.dtype)
-        return jnp.where(is_first, leaf, leaf + jitter)
-
-    def start(key: PRNGKey, is_first: Array) -> Position:
-        leaves, treedef = jax.tree.flatten(point)
-        own = jax.random.split(key, len(leaves))
-        moved = [around(k, leaf, is_first) for k, leaf in zip(own, leaves, strict=True)]
-        return jax.tree.unflatten(treedef, moved)
-
     point = as_point(owner, x0)
-    return jax.vmap(start)(keys, jnp.arange(num_particles) == 0)
+    spreads = jnp.where(jnp.arange(num_particles) == 0, 0.0, spread)
+    return jax.vmap(functools.partial(add_normals, point))(keys, spreads)

@@ -24,8 +24,8 @@ from langevin_ppl.optim.blocks import (
     add_normals,
     as_key,
     at,
-    check_friction,
     check_inverse_temperature,
+    check_positive,
     check_rate,
     is_known,
     noiseless,
@@ -144,9 +144,13 @@ def strongest_step(strength: float) -> float:
     return min(1.0, 0.25 / strength**2) if strength > 0 else 1.0
 
 
-def _check_pull(name: str, learning_rate: Number, power: Any, strength: Any) -> None:
+def _check_power(power: Any) -> None:
     if is_known(power):
         check_number("power", power, least=0.0)
+
+
+def _check_pull(name: str, learning_rate: Number, power: Any, strength: Any) -> None:
+    _check_power(power)
     if not is_known(strength):
         return
     check_number("strength", strength, least=0.0)
@@ -377,16 +381,11 @@ def theopoula(
     (Array(True, dtype=bool), Array(True, dtype=bool))
     """
     _check_pull("theopoula", learning_rate, power, strength)
-    _check_epsilon(epsilon)
+    check_positive("epsilon", epsilon)
     boost = epsilon if boosting else math.inf
     scheme = Scheme("theopoula", learning_rate, "gradient", power, strength, epsilon=boost)
     taming = polygonal(epsilon, boosting, power, strength)
     return _tamed(scheme, taming, key, inverse_temperature)
-
-
-def _check_epsilon(epsilon: ArrayLike) -> None:
-    if not isinstance(epsilon, jax.Array):
-        check_number("epsilon", epsilon, above=0.0)
 
 
 @_recalled
@@ -456,7 +455,7 @@ def etheopoula(
     (2,)
     """
     _check_pull("etheopoula", learning_rate, power, 0.0)
-    _check_epsilon(epsilon)
+    check_positive("epsilon", epsilon)
     if penalty is not None and not callable(penalty):
         raise TypeError(
             "penalty: expected a function of the parameters, for example lambda params: "
@@ -548,7 +547,7 @@ def _with_momentum(
     learning_rate: Number, key: Any, friction: ArrayLike, inverse_temperature: Number
 ) -> optax.GradientTransformation:
     check_rate(learning_rate)
-    check_friction(friction)
+    check_positive("friction", friction)
     check_inverse_temperature(inverse_temperature)
     key = as_key(key)
 
@@ -631,10 +630,10 @@ def tsghmc(
     >>> jnp.all(jnp.isfinite(updates))
     Array(True, dtype=bool)
     """
-    _check_pull("tsghmc", 1.0, power, 0.0)
+    _check_power(power)
     if is_known(linear):
         check_number("linear", linear, least=0.0)
-    check_friction(friction)
+    check_positive("friction", friction)
     return _named(
         Scheme("tsghmc", learning_rate, "position", power, kinetic=True),
         tame(frictional(power, linear, friction), learning_rate),
