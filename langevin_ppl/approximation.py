@@ -146,8 +146,7 @@ def laplace(
     posterior = variables(target, layout, draws.positions)
     return to_datatree(
         collect_groups(key_export, target, draws, posterior, None, groups, None),
-        dims=target.dims,
-        coords=target.options.coords,
+        target=target,
         attributes=attributes,
         parameters={
             "location": search.ends[search.best],

@@ -1,6 +1,7 @@
 """What came in to `sample`: checked, and brought into one form."""
 
 import functools
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import jax.numpy as jnp
 import xarray as xr
 
 from langevin_ppl.base import Array, check_number
-from langevin_ppl.export import PARAMETERS_GROUP, POSITION_GROUP, safe_name
+from langevin_ppl.export import PARAMETERS_GROUP, POSITION_GROUP
 from langevin_ppl.kernels import Kernel
 from langevin_ppl.kernels.kernel import check_positive
 from langevin_ppl.preconditioners import Preconditioner
-from langevin_ppl.targets import DensityTarget, ModelTarget
+from langevin_ppl.targets import DensityTarget, ModelTarget, distinct_names, safe_dim, safe_name
 from langevin_ppl.tree import Layout, variable_names
 from langevin_ppl.warmup import parameters_of, takes_a_density, traits
 
@@ -57,38 +58,65 @@ def check_target(target: Any) -> None:
 
 def check_labels(target: Any) -> None:
     """Refuse dims and coords that fit no variable, before a run is spent on them."""
-    dims, coords = target.options.dims, target.options.coords
-    if not dims and not coords:
-        return
-    variables = dict(jax.eval_shape(target.constrain, target.prototype))
-    if isinstance(target, ModelTarget):
-        variables |= {**target.constant_data, **target.observed_data}
-    unknown = sorted(set(dims) - set(variables))
+    shapes, names, found = target.shapes, target.names, target.dims
+    own = {variable: name for name, variable in names.items()}
+    unknown = sorted(set(target.options.dims) - set(names) - set(own))
     if unknown:
         raise ValueError(
             f"dims: no variable is called {', '.join(unknown)}; there are "
-            f"{', '.join(sorted(variables))}."
+            f"{', '.join(sorted(names))}."
         )
-    used = set()
-    for name, value in variables.items():
-        labels, shape = target.dims.get(name, []), value.shape
-        used |= set(labels)
-        if len(labels) > len(shape):
+    for spelling, labels in target.options.dims.items():
+        name = spelling if spelling in names else own[spelling]
+        if len(labels) > len(shapes[name]):
             raise ValueError(
-                f"dims of '{name}': expected at most {len(shape)} names for shape {shape}, "
-                f"got {list(labels)}."
+                f"dims of '{name}': expected at most {len(shapes[name])} names for shape "
+                f"{shapes[name]}, got {list(labels)}."
             )
-        for label, size in zip(labels, shape, strict=False):
-            if label in coords and len(coords[label]) != size:
+        for label, dim, size in zip(labels, found[name], shapes[name], strict=False):
+            if safe_dim(label) != dim:
                 raise ValueError(
-                    f"coords of '{label}': expected {size} values, because '{name}' has that "
-                    f"length, got {len(coords[label])}."
+                    f"dims of '{name}': '{label}', for an axis of length {size}, is the name of a "
+                    "variable, of another axis of the same variable, or of a dimension of another "
+                    "length. Use another name."
                 )
-    unused = sorted(set(coords) - used)
+    sizes = {dim: n for name in found for dim, n in zip(found[name], shapes[name], strict=True)}
+    unused = sorted(set(target.coords) - set(sizes))
     if unused:
         raise ValueError(
             f"coords: no dimension is called {', '.join(unused)}; there are "
-            f"{', '.join(sorted(used)) or 'none'}."
+            f"{', '.join(sorted(sizes)) or 'none'}."
+        )
+    for label, values in target.coords.items():
+        if len(values) != sizes[label]:
+            name = next(name for name in found if label in found[name])
+            raise ValueError(
+                f"coords of '{label}': expected {sizes[label]} values, because '{name}' has that "
+                f"length, got {len(values)}."
+            )
+    _warn_of_names(target.renamed)
+
+
+def _warn_of_names(renamed: dict[str, dict[str, Any]]) -> None:
+    """Report names that are numbered because another variable or dimension has them."""
+    numbered = [
+        f"'{name}' is stored as '{variable}'"
+        for name, variable in renamed["variables"].items()
+        if variable != safe_name(name)
+    ]
+    numbered += [
+        f"the dimension '{label}' of '{name}' is called '{dim}'"
+        for name, dims in renamed["dims"].items()
+        for label, dim in dims.items()
+        if dim != safe_dim(label)
+    ]
+    if numbered:
+        warnings.warn(
+            f"In the DataTree {', '.join(numbered)}, because the name is taken by another variable "
+            "or by a dimension of another length. See the attributes renamed_variables and "
+            "renamed_dims.",
+            UserWarning,
+            stacklevel=4,
         )
 
 
@@ -179,12 +207,13 @@ def earlier_positions(initial: Any, layout: Layout, num_chains: int) -> Array | 
         if POSITION_GROUP not in initial.children:
             raise TypeError("initial: this DataTree does not come from langevin_ppl.sample.")
         data = initial[POSITION_GROUP].data_vars
-        if {safe_name(name) for name in names} != set(data):
+        variables = distinct_names(names)
+        if set(variables.values()) != set(data):
             raise ValueError(
                 f"initial: the earlier run has the variables {', '.join(map(str, data))}, this "
                 f"target {', '.join(names)}."
             )
-        leaves = [jnp.asarray(data[safe_name(name)].values) for name in names]
+        leaves = [jnp.asarray(data[variables[name]].values) for name in names]
         initial = jax.tree.unflatten(layout.treedef, leaves)
     expected = dict(zip(names, shapes, strict=True))
     got = {
@@ -220,10 +249,30 @@ def check_groups(groups: Any, target: Any, num_warmup: int) -> None:
             "of a stream are not. Compute it by a target of the rows that you want: "
             "langevin_ppl.target(model, X[:1000], y[:1000]).predict(key, samples)."
         )
-    if "prior" in groups:
-        jax.eval_shape(lambda key: target.predict_prior(key, 1), jax.random.key(0))
+    for group in sorted(asked):
+        _check_computable(group, target)
     if "warmup_posterior" in groups and num_warmup == 0:
         raise ValueError("groups: warmup_posterior needs a warm-up, and num_warmup is 0.")
+
+
+def _check_computable(group: str, target: ModelTarget) -> None:
+    """Refuse a group that the model cannot give, before there are draws to lose."""
+    latent = {
+        name: jax.ShapeDtypeStruct((1, 1, *target.shapes[name]), site.dtype)
+        for name, site in target.prototype.items()
+    }
+    computed = {
+        "log_likelihood": lambda key, samples: target.log_likelihood(samples),
+        "posterior_predictive": target.predict,
+        "prior": lambda key, samples: target.predict_prior(key, 1),
+    }
+    try:
+        jax.eval_shape(computed[group], jax.random.key(0), latent)
+    except Exception as error:
+        reason = str(error) or f"NumPyro fails with {type(error).__name__}"
+        raise ValueError(
+            f"groups: {group} cannot be computed, and has to be left out. {reason}"
+        ) from error
 
 
 def check_store(store: Any, checkpoint: Any, groups: Any) -> None:

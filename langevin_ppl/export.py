@@ -1,7 +1,8 @@
 """Draws and their target as an ArviZ DataTree: the only import of ArviZ."""
 
 import json
-from collections.abc import Mapping, Sequence, Set
+import warnings
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import xarray as xr
 import langevin_ppl
 from langevin_ppl.base import Draws, PRNGKey
 from langevin_ppl.devices import to_host
-from langevin_ppl.targets import ModelTarget
+from langevin_ppl.targets import ModelTarget, distinct_dims, distinct_names
 from langevin_ppl.tree import Layout, variable_names
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "POSITION_GROUP",
     "collect_groups",
     "examined",
-    "safe_name",
     "to_datatree",
     "to_zarr",
     "variables",
@@ -87,8 +87,9 @@ def collect_groups(
         out["warmup_sample_stats"] = warmup.stats
     if isinstance(target, ModelTarget):
         out |= _model_groups(rng_key, target, posterior, groups, draws.positions.shape[1])
+    names = target.names
     return {
-        **{group: _named(variables) for group, variables in out.items()},
+        **{group: _named(names, variables) for group, variables in out.items()},
         "last_position": _last_position(layout, draws.positions),
     }
 
@@ -101,13 +102,14 @@ def _stats(draws: Draws, step_size: Any) -> dict[str, Any]:
     return stats
 
 
-def _named(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _named(names: Mapping[str, str], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Variables on the host, under their names in a DataTree."""
-    return {safe_name(name): value for name, value in to_host(dict(variables)).items()}
+    return {names.get(name, name): value for name, value in to_host(dict(variables)).items()}
 
 
 def _last_position(layout: Layout, positions: np.ndarray) -> dict[str, np.ndarray]:
-    return _named(_unconstrained(layout, np.array(positions[:, -1])))
+    last = _unconstrained(layout, np.array(positions[:, -1]))
+    return _named(distinct_names(last), last)
 
 
 def _position(layout: Layout, positions: np.ndarray) -> Any:
@@ -157,32 +159,32 @@ def _model_groups(
         "observed_data": target.observed_data,
         "constant_data": target.constant_data,
     }
-    if "log_likelihood" in groups:
-        out["log_likelihood"] = target.log_likelihood(posterior)
-    if "posterior_predictive" in groups:
-        key = jax.random.fold_in(rng_key, 0)
-        out["posterior_predictive"] = target.predict(key, posterior)
-    if "prior" in groups:
-        draws = target.predict_prior(jax.random.fold_in(rng_key, 1), num_samples)
-        observed = set(target.structure.observed)
+    made: dict[str, Callable[[], Mapping[str, Any]]] = {
+        "log_likelihood": lambda: target.log_likelihood(posterior),
+        "posterior_predictive": lambda: target.predict(jax.random.fold_in(rng_key, 0), posterior),
+        "prior": lambda: target.predict_prior(jax.random.fold_in(rng_key, 1), num_samples),
+    }
+    for group in [name for name in made if name in groups]:
+        try:
+            out[group] = to_host(dict(made[group]()))
+        except Exception as error:  # the draws are worth more than one group
+            warnings.warn(
+                f"The group {group} was left out of the DataTree, because it could not be "
+                f"computed: {error}. Compute it from the draws by the methods of the target.",
+                UserWarning,
+                stacklevel=6,
+            )
+    if "prior" in out:
+        draws, observed = out.pop("prior"), set(target.structure.observed)
         out["prior"] = {k: v for k, v in draws.items() if k not in observed}
         out["prior_predictive"] = {k: v for k, v in draws.items() if k in observed}
     return out
 
 
-def safe_name(name: str) -> str:
-    """Name of a variable in a DataTree.
-
-    ``chain`` and ``draw`` are names of ArviZ's own dimensions, and a slash separates groups.
-    """
-    return f"{name}_site" if name in ("chain", "draw") else name.replace("/", ".")
-
-
 def to_datatree(
     groups: Mapping[str, Mapping[str, np.ndarray]],
     *,
-    dims: Mapping[str, list[str]],
-    coords: Mapping[str, Any],
+    target: Any,
     attributes: Mapping[str, Any],
     parameters: Mapping[str, np.ndarray],
     per_chain: Set[str] = frozenset(),
@@ -193,8 +195,8 @@ def to_datatree(
     ----------
     groups
         From `collect_groups`.
-    dims, coords
-        Names of dimensions, and their coordinate values.
+    target
+        Whose names, dimensions and coordinates the variables get.
     attributes
         Facts about the run: strings, numbers, or what JSON can hold.
     parameters
@@ -206,28 +208,69 @@ def to_datatree(
     -------
     xarray.DataTree
     """
-    # Here and not above: it sets a lazy numpyro up, and what is imported from numpyro.infer through
-    # that loses its submodules. Whoever has a target has imported numpyro before.
-    from arviz_base import from_dict
-
     data = {name: dict(variables) for name, variables in groups.items() if variables}
     last_position = data.pop("last_position", {})
-    names = {safe_name(name): list(labels) for name, labels in dims.items()}
+    names, renamed = target.names, target.renamed
+    attributes = {
+        **attributes,
+        "renamed_variables": renamed["variables"],
+        "renamed_dims": renamed["dims"],
+    }
     plain = {name: _plain(value) for name, value in attributes.items()}
+    labels = {names[name]: dims for name, dims in target.dims.items()}
+    coords = {name: np.asarray(values) for name, values in target.coords.items()}
+    sizes = {name: len(values) for name, values in coords.items()}
     tree = xr.DataTree()
     for group, variables in data.items():
-        tree[group] = from_dict(
-            {group: variables},
-            dims=_fitting(names, coords, group, variables),
-            coords={name: np.asarray(values) for name, values in coords.items()},
-            save_warmup=True,
-            attrs={group: plain if group == "posterior" else LIBRARY},
-            check_conventions=False,
-        )[group]
+        attrs = plain if group == "posterior" else LIBRARY
+        tree[group] = _group(group, variables, labels, coords, sizes, attrs)
     tree[PARAMETERS_GROUP] = xr.DataTree(_dataset(parameters, per_chain))
     tree[POSITION_GROUP] = xr.DataTree(_dataset(last_position, set(last_position)))
     tree.attrs = plain
     return tree
+
+
+def _group(
+    group: str,
+    variables: Mapping[str, np.ndarray],
+    labels: Mapping[str, Sequence[str]],
+    coords: Mapping[str, np.ndarray],
+    sizes: dict[str, int],
+    attrs: Mapping[str, Any],
+) -> xr.DataTree:
+    """One group, labelled as far as its variables allow it."""
+    # Here and not above: it sets a lazy numpyro up, and what is imported from numpyro.infer through
+    # that loses its submodules. Whoever has a target has imported numpyro before.
+    from arviz_base import from_dict
+
+    own = 0 if group.endswith("_data") else 2
+    shapes = {name: value.shape[own:] for name, value in variables.items()}
+    # A log likelihood has no event axes, and an unconstrained simplex is shorter than its labels.
+    fitting = {
+        name: [
+            label if sizes.get(label, size) == size else None
+            for label, size in zip(labels.get(name, ()), shape, strict=False)
+        ]
+        for name, shape in shapes.items()
+    }
+    dims = distinct_dims(fitting, shapes, set(variables), sizes)
+    options: dict[str, Any] = {
+        "save_warmup": True,
+        "attrs": {group: attrs},
+        "check_conventions": False,
+    }
+    try:
+        tree = from_dict({group: dict(variables)}, dims=dims, coords=dict(coords), **options)
+    except Exception as error:  # what was sampled is returned all the same
+        warnings.warn(
+            f"The dimensions of the group {group} have no labels, because ArviZ refused them: "
+            f"{error}. See dims and coords of target.replace(...).",
+            UserWarning,
+            stacklevel=5,
+        )
+        plain = distinct_dims({}, shapes, set(variables), {})
+        tree = from_dict({group: dict(variables)}, dims=plain, **options)
+    return tree[group]  # pyright: ignore[reportReturnType]
 
 
 def examined(draws: Draws) -> np.ndarray:
@@ -264,9 +307,9 @@ def to_zarr(path: Any, target: Any, draws: Draws, step_size: Any, **presented: A
             groups = collect_groups(key, target, part, posterior, None, (), step_size)
             groups["last_position"] = _last_position(layout, draws.positions)
         else:  # only what has draws
-            stats = _named(_stats(part, step_size))
-            groups = {"posterior": _named(posterior), "sample_stats": stats}
-        tree = to_datatree(groups, **presented)
+            stats = to_host(_stats(part, step_size))
+            groups = {"posterior": _named(target.names, posterior), "sample_stats": stats}
+        tree = to_datatree(groups, target=target, **presented)
         grown = [name for name, node in tree.children.items() if "draw" in node.dims]
         numbers = np.arange(block.start, block.stop)
         for name in grown:
@@ -293,26 +336,6 @@ def _chunked(tree: xr.DataTree, grown: Sequence[str], number: int) -> dict[str, 
     return encoding
 
 
-def _fitting(
-    names: Mapping[str, list[str]],
-    coords: Mapping[str, Any],
-    group: str,
-    variables: Mapping[str, np.ndarray],
-) -> dict[str, list[str]]:
-    """Names of dimensions as far as they hold in this group.
-
-    A log likelihood has no event axes, and an unconstrained simplex is shorter than its labels.
-    """
-    own = 0 if group.endswith("_data") else 2
-    fitting = {}
-    for name, value in variables.items():
-        shape = value.shape[own:]
-        labels = names.get(name, [])[: len(shape)]
-        if all(len(coords.get(d, range(n))) == n for d, n in zip(labels, shape, strict=False)):
-            fitting[name] = labels
-    return fitting
-
-
 def _plain(value: Any) -> str | int | float:
     """Turn a value into what netCDF and zarr accept: a string, a number, or JSON."""
     value = value.item() if isinstance(value, np.generic) else value
@@ -324,8 +347,8 @@ def _plain(value: Any) -> str | int | float:
 
 
 def _dataset(variables: Mapping[str, np.ndarray], per_chain: Set[str]) -> xr.Dataset:
-    def labels(name: str, ndim: int) -> list[str]:
-        leading = ["chain"] if name in per_chain else []
-        return leading + [f"{name}_dim_{i}" for i in range(ndim - len(leading))]
-
-    return xr.Dataset({n: (labels(n, v.ndim), np.asarray(v)) for n, v in variables.items()})
+    """Variables without coordinates, some with a leading axis of chains."""
+    shapes = {n: v.shape[1:] if n in per_chain else v.shape for n, v in variables.items()}
+    dims = distinct_dims({}, shapes, set(variables), {})
+    leading = {n: ["chain"] if n in per_chain else [] for n in variables}
+    return xr.Dataset({n: (leading[n] + dims[n], np.asarray(v)) for n, v in variables.items()})

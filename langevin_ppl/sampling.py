@@ -410,8 +410,6 @@ def _presented(
     warn_of(job.kernel, draws, attributes)
     step_size = tuned.parameters.get("step_size")
     presented = {
-        "dims": target.dims,
-        "coords": target.options.coords,
         "attributes": attributes,
         "parameters": {k: v for k, v in reported(tuned).items() if isinstance(v, np.ndarray)},
         "per_chain": tuned.plan.per_chain,
@@ -419,7 +417,7 @@ def _presented(
     if store is not None:
         return to_zarr(store, target, draws, step_size, **presented)
     groups = collect_groups(rng_key, target, draws, posterior, tuned.warmup, job.groups, step_size)
-    return to_datatree(groups, **presented)
+    return to_datatree(groups, target=target, **presented)
 
 
 def _noted(request: Request, tuned: Tuned) -> Callable[[Any, int], str]:

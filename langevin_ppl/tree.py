@@ -1,8 +1,9 @@
 """Pytrees as flat vectors: the one place where the two meet."""
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ __all__ = [
     "as_pytree",
     "checksum",
     "leaf_names",
+    "numbered",
     "program_checksum",
     "ravel",
     "variable_names",
@@ -108,8 +110,20 @@ def leaf_names(tree: Any, root: str) -> list[str]:
 
 
 def variable_names(position: Position) -> list[str]:
-    """Name the leaves of a position for ArviZ: a dict by its keys, anything else below ``x``."""
-    return leaf_names(position, "" if isinstance(position, Mapping) else "x")
+    """Name the leaves of a position for ArviZ: a dict by its keys, anything else below ``x``.
+
+    A name that another leaf has already is numbered.
+    """
+    names: list[str] = []
+    for name in leaf_names(position, "" if isinstance(position, Mapping) else "x"):
+        names.append(next(n for n in numbered(name) if n not in names))
+    return names
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Yield a name, and then the same with the numbers 1, 2, ... after it."""
+    yield name
+    yield from (f"{name}_{i}" for i in itertools.count(1))
 
 
 def as_pytree(function: Any) -> Any:

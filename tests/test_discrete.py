@@ -1,5 +1,6 @@
 """Discrete latent sites: summed out, or sampled by NumPyro beside our kernels."""
 
+import contextlib
 import functools
 import importlib.util
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC, DiscreteGibbs, Gibbs, Predictive
 from numpyro.infer.gibbs import discrete_latent_sites
 from scipy.special import logsumexp
@@ -113,6 +115,50 @@ def test_discrete_sites_are_drawn_given_the_data(target):
     assert np.all(np.abs(draws.mean(axis=(0, 1)) - 2.0 * share) < 4 * error)
     with pytest.raises(ValueError, match="no values at new data"):
         target.predict(jax.random.key(1), {"centre": centre}, y=None)
+
+
+@pytest.mark.parametrize("in_scan", [False, True])
+def test_a_batch_without_a_plate_is_refused(in_scan):
+    """Its rows would be summed out together, which is another density."""
+
+    def state(mu, y, plate):
+        with numpyro.plate("row", 3) if plate else contextlib.nullcontext():
+            z = numpyro.sample("z", dist.Categorical(jnp.ones((3, 3)) / 3.0))
+            numpyro.sample("y", dist.Normal(mu[z], 1.0), obs=y)
+
+    def model(y, plate):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
+        if in_scan:
+            scan(lambda carry, row: (carry, state(mu, row, plate)), 0, y[None])
+        else:
+            state(mu, y, plate)
+
+    y = jnp.array([-1.0, 0.0, 2.0])
+    with pytest.raises(ValueError, match="Missing a plate statement for batch dimension -1"):
+        _ = lp.target(model, y, False).structure
+    with pytest.raises(ValueError, match="Missing a plate statement for batch dimension -1"):
+        MCMC(infer.MALA(model), num_warmup=0, num_samples=1, progress_bar=False).run(
+            jax.random.key(0), y, False
+        )
+    np.testing.assert_allclose(
+        lp.target(model, y, True).logdensity_fn({"mu": y}), -11.210, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("group", ["log_likelihood", "posterior_predictive"])
+def test_groups_that_the_model_cannot_give_are_refused_before_the_run(group):
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+
+        def step(state, row):
+            state = numpyro.sample("state", dist.Categorical(jnp.ones((2, 2))[state] / 2.0))
+            numpyro.sample("y", dist.Normal(mu[state], 1.0), obs=row)
+            return state, None
+
+        scan(step, 0, y)
+
+    with pytest.raises(ValueError, match=f"groups: {group} cannot be computed"):
+        lp.sample(jax.random.key(0), lp.target(model, jnp.zeros(4)), groups=[group])
 
 
 def test_no_pointwise_log_likelihood(target):

@@ -1,5 +1,7 @@
 """What cannot be sampled, or was not meant: refused, with what was expected and the cure."""
 
+import contextlib
+
 import blackjax
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 import xarray as xr
 from numpyro.contrib.control_flow import scan
+from numpyro.distributions import constraints
 from numpyro.infer import NUTS, init_to_value
 
 import langevin_ppl as lp
@@ -50,6 +53,79 @@ def says(message, parts):
 
 
 # --- models -----------------------------------------------------------------------------------
+
+
+class WithoutSupport(dist.Distribution):
+    """A user's distribution that says nothing of its support."""
+
+    def __init__(self):
+        super().__init__((), ())
+
+    def log_prob(self, value, intermediates=None):
+        return -(value**2)
+
+    def sample(self, key, sample_shape=()):
+        return jnp.zeros(sample_shape)
+
+
+class WithDependentSupport(WithoutSupport):
+    support = constraints.dependent
+
+
+class Unregistered(constraints.Constraint):
+    event_dim = 0
+
+    def __call__(self, x):
+        return x == x
+
+    def feasible_like(self, prototype):
+        return prototype
+
+    def tree_flatten(self):
+        return (), ((), {})
+
+
+class WithUnregisteredSupport(WithoutSupport):
+    support = Unregistered()
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        (WithoutSupport, ["without a support", "constraints.real"]),
+        (WithDependentSupport, ["declared as dependent", "dependent_property"]),
+        (WithUnregisteredSupport, ["support Unregistered", "biject_to.register(Unregistered)"]),
+    ],
+)
+def test_supports(kind, parts):
+    def model():
+        with numpyro.plate("row", 2):
+            numpyro.sample("x", kind().mask(True))
+
+    with refuse(ValueError, "site 'x'", kind.__name__, *parts):
+        _ = lp.target(model).structure
+
+
+@pytest.mark.parametrize("in_plate", [True, False])
+def test_masks_of_the_elements_of_events(in_plate):
+    def model(y, mask):
+        numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        fn = dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3))
+        with numpyro.plate("row", 5) if in_plate else contextlib.nullcontext():
+            numpyro.sample("y", fn, obs=y, obs_mask=mask)
+
+    y = jnp.zeros((5, 3) if in_plate else 3)
+    with refuse(ValueError, "site 'y_observed'", "one value for each event", str(y.shape)):
+        _ = lp.target(model, y, jnp.ones(y.shape, bool)).structure
+    assert lp.target(model, y, jnp.ones(y.shape[:-1], bool)).structure.observed == ("y_observed",)
+
+
+def test_circular_sites_are_warned_of():
+    def model():
+        numpyro.sample("angle", dist.VonMises(0.0, 1.0))
+
+    with pytest.warns(UserWarning, match="circular sample site 'angle'.*CircularReparam"):
+        _ = lp.target(model).structure
 
 
 def discrete(y):

@@ -160,8 +160,7 @@ class Walk(NamedTuple):
         }
         return to_datatree(
             collect_groups(self.key_export, target, draws, posterior, None, self.groups, None),
-            dims=target.dims,
-            coords=target.options.coords,
+            target=target,
             attributes=described,
             parameters={},
         )

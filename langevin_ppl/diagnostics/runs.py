@@ -11,9 +11,9 @@ from jax.tree_util import Partial
 
 from langevin_ppl import kernels
 from langevin_ppl.base import GradientEstimator
-from langevin_ppl.export import POSITION_GROUP, safe_name
+from langevin_ppl.export import POSITION_GROUP
 from langevin_ppl.kernels import Kernel
-from langevin_ppl.targets import DensityTarget
+from langevin_ppl.targets import DensityTarget, distinct_names
 from langevin_ppl.tree import Layout, variable_names
 
 __all__ = [
@@ -53,7 +53,7 @@ def finite_posterior(owner: str, idata: xr.DataTree) -> xr.Dataset:
 
 def _names(layout: Layout) -> list[str]:
     numbers = jax.tree.unflatten(layout.treedef, list(range(len(layout.leaves))))
-    return [safe_name(name) for name in variable_names(numbers)]
+    return list(distinct_names(variable_names(numbers)).values())
 
 
 def _flat(owner: str, data: xr.Dataset, layout: Layout, leading: int) -> np.ndarray:

@@ -222,8 +222,7 @@ def exchange(
     kept = warmup if "warmup_posterior" in groups else None
     return to_datatree(
         collect_groups(key_export, found, draws, posterior, kept, groups, None),
-        dims=found.dims,
-        coords=found.options.coords,
+        target=found,
         attributes=attributes,
         parameters=parameters,
     )

@@ -15,9 +15,9 @@ from blackjax.adaptation.step_size import (
 
 from langevin_ppl.base import Array, ArrayLike, PRNGKey
 from langevin_ppl.energy.laws import IntractableTarget
-from langevin_ppl.export import safe_name
 from langevin_ppl.kernels import Kernel
 from langevin_ppl.loop import repeat
+from langevin_ppl.targets import distinct_names
 from langevin_ppl.tree import Layout, all_finite
 from langevin_ppl.warmup.adaptation import Schedule
 from langevin_ppl.warmup.moments import SHRINKAGE, Moments
@@ -144,8 +144,8 @@ class Tuning(NamedTuple):
             "proposal_scale": np.asarray(self.scale),
             "proposal_covariance": np.asarray(self.factor @ self.factor.T),
             **{
-                f"inner_step_size.{safe_name(name)}": np.asarray(step)
-                for name, step in self.steps.items()
+                f"inner_step_size.{name}": np.asarray(self.steps[site])
+                for site, name in distinct_names(self.steps).items()
             },
         }
 

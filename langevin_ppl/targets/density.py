@@ -129,9 +129,9 @@ class DensityTarget(BaseTarget):
         return dict(zip(variable_names(position), jax.tree.leaves(position), strict=True))
 
     @property
-    def dims(self) -> dict[str, list[str]]:
-        """Dimension names of variables."""
-        return {name: list(dims) for name, dims in self.options.dims.items()}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the leaves of a position by name."""
+        return {name: leaf.shape for name, leaf in self.constrain(self._position).items()}
 
     @property
     def description(self) -> str:

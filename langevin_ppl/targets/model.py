@@ -413,6 +413,49 @@ class ModelTarget(BaseTarget):
         """
         return programs.unconstrain(self._code, *self._data, dict(values))
 
+    def posterior_samples(self, samples: Mapping[str, Any]) -> dict[str, Array]:
+        """Latent sites of posterior samples, by the names of the model.
+
+        Parameters
+        ----------
+        samples
+            The DataTree of a run, its ``posterior``, or a dict of sites. Sites may have the names
+            of the model or those of a DataTree.
+
+        Returns
+        -------
+        dict
+            Arrays as in ``samples``, ``[chain, draw, ...]`` from a DataTree: what
+            ``numpyro.infer.Predictive(model, samples, batch_ndims=2)`` takes.
+
+        Raises
+        ------
+        ValueError
+            If a latent site is missing.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> import langevin_ppl as lp
+        >>> target = lp.target(lambda: numpyro.sample("net/bias", dist.Normal(0.0, 1.0)))
+        >>> list(target.posterior_samples({"net.bias": jnp.zeros((4, 100))}))
+        ['net/bias']
+        """
+        samples = getattr(samples, "children", {}).get("posterior", samples)
+        in_tree = hasattr(samples, "data_vars")
+        found, names, latent = {}, self.names, self.structure.prototype
+        for name in latent:
+            # In a dataset, a name such as ``draw`` is a coordinate and not the site.
+            own = name in samples and not (in_tree and names[name] != name)
+            key = name if own else names[name]
+            if key not in samples:
+                raise ValueError(
+                    f"samples: expected the latent sites {', '.join(latent)}, got "
+                    f"{', '.join(map(str, samples)) or 'none'}; '{name}' is missing."
+                )
+            found[name] = jnp.asarray(getattr(samples[key], "values", samples[key]))
+        return found
+
     def predict(
         self, rng_key: PRNGKey, samples: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
@@ -427,7 +470,8 @@ class ModelTarget(BaseTarget):
         rng_key
             Random key.
         samples
-            Constrained sites, each of shape ``[chain, draw, ...]``.
+            Constrained sites, each of shape ``[chain, draw, ...]``, or the DataTree of a run; see
+            `posterior_samples`.
         *args, **kwargs
             Other arguments of the model, for prediction at new data; by default those of the
             target.
@@ -441,7 +485,7 @@ class ModelTarget(BaseTarget):
         if args or kwargs:
             # What is observed in the new call may differ: y=None is how NumPyro users predict.
             code, arrays = bind(self._code.model, args, kwargs, self.options.static)
-        latent = {name: jnp.asarray(samples[name]) for name in self.structure.prototype}
+        latent = self.posterior_samples(samples)
         if self.summed_out:
             if args or kwargs:
                 raise ValueError(
@@ -464,7 +508,7 @@ class ModelTarget(BaseTarget):
         ValueError
             If a distribution cannot be drawn from, as an improper one.
         """
-        names = tuple(self.structure.dims)
+        names = tuple(self.structure.shapes)
         try:
             draws = programs.predict_prior(self._code, *self._data, rng_key, num_samples, names)
         except NotImplementedError as error:
@@ -489,23 +533,27 @@ class ModelTarget(BaseTarget):
                 f"({', '.join(self.summed_out)}) are summed out for all rows together. "
                 "Write the mixture by numpyro.distributions.MixtureSameFamily, which has one."
             )
-        latent = {name: jnp.asarray(samples[name]) for name in self.structure.prototype}
+        latent = self.posterior_samples(samples)
         terms = programs.pointwise_log_likelihood(self._code, *self._data, latent)
         return {name: terms[name] for name in self.structure.observed}
 
     @property
-    def dims(self) -> dict[str, list[str]]:
-        """Dimension names of variables: the user's, else those of plates."""
-        return {
-            name: list(dims) for name, dims in {**self.structure.dims, **self.options.dims}.items()
-        }
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of latent and observed sites, deterministics and constant data."""
+        constant = {name: jnp.shape(value) for name, value in self.constant_data.items()}
+        return {**constant, **self.structure.shapes}
+
+    @property
+    def labels(self) -> dict[str, tuple[str | None, ...]]:
+        """Labels that plates and ``infer={"event_dims": ...}`` give to axes of sites."""
+        return self.structure.labels
 
     @property
     def observed_data(self) -> dict[str, Array]:
         """Values of the observed sites, without those that are read from a stream."""
         streamed = set(self.plates) if self._batch_size is not None else set()
         names = tuple(
-            n for n in self.structure.observed if not streamed & set(self.structure.dims[n])
+            n for n in self.structure.observed if not streamed & set(self.structure.labels[n])
         )
         return programs.observed_values(self._code, *self._data, names, self._blank)
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
+from numpyro.distributions import MaskedDistribution
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import Predictive, init_to_uniform
 from numpyro.infer.util import constrain_fn, log_likelihood, potential_energy
@@ -108,6 +109,51 @@ class _Redrawn(Messenger):
             msg["value"] = None
 
 
+def cell_mask(site: Any) -> Array | None:
+    """Which cells of a site have a density, in the shape of its batch; None without a mask."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution):
+            return jnp.broadcast_to(jnp.asarray(fn._mask), site["fn"].batch_shape)
+        fn = fn.base_dist
+    return None
+
+
+class _ImputedSites(Messenger):
+    """Record the sites by which NumPyro's ``obs_mask`` imputes, and which cells it imputes."""
+
+    def __init__(self, fn: Callable[..., Any]):
+        super().__init__(fn)
+        self.found: dict[str, Array] = {}
+        self._observed: set[str] = set()
+
+    def process_message(self, msg: Any) -> None:
+        """Look at a site."""
+        if msg["type"] != "sample":
+            return
+        name = msg["name"]
+        if msg["is_observed"]:
+            self._observed.add(name)
+        elif f"{name.removesuffix('_unobserved')}_observed" in self._observed:
+            mask = cell_mask(msg)
+            if mask is not None:
+                self.found[name] = mask
+
+    def logdensity(self, position: Position) -> Any:
+        """Standard normal log density of the unconstrained cells that are observed.
+
+        In NumPyro they have no density, so that chains would drift there without end. They are
+        independent of all else, so that the distribution of other coordinates is not changed.
+        """
+        total: Any = 0.0
+        for name, imputed in self.found.items():
+            if name not in position:
+                continue
+            squares = jnp.square(position[name]).reshape(*imputed.shape, -1).sum(-1)
+            total += jnp.sum(jnp.where(imputed, 0.0, -0.5 * squares))
+        return total
+
+
 def _prepare(
     code: Code,
     arrays: tuple[Array, ...],
@@ -132,12 +178,13 @@ def _logdensity(
     position: Position,
 ) -> Array:
     model, args, kwargs = _prepare(code, arrays, fixed, rows)
-    if nesting is None:
-        return jnp.negative(potential_energy(model, args, kwargs, position))
-    from numpyro.contrib.funsor import config_enumerate, enum
+    model = imputed = _ImputedSites(model)
+    if nesting is not None:
+        from numpyro.contrib.funsor import config_enumerate, enum
 
-    model = enum(config_enumerate(model), -nesting - 1)
-    return jnp.negative(potential_energy(model, args, kwargs, position, enum=True))
+        model = enum(config_enumerate(model), -nesting - 1)
+    energy = potential_energy(model, args, kwargs, position, enum=nesting is not None)
+    return jnp.subtract(imputed.logdensity(position), energy)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
@@ -168,13 +215,21 @@ def observed_values(
     names: tuple[str, ...],
     rows: dict[str, Rows] | None = None,
 ) -> dict[str, Array]:
-    """Values of observed sites."""
+    """Values of observed sites, NaN in the cells that ``obs_mask`` imputes."""
     model, args, kwargs = _prepare(code, arrays, fixed, rows)
     seeded = handlers.substitute(
         handlers.seed(model, jax.random.key(0)), substitute_fn=init_to_uniform()
     )
     trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-    return {name: trace[name]["value"] for name in names}
+
+    def value(name: str) -> Array:
+        site, mask = trace[name], cell_mask(trace[name])
+        if mask is None or f"{name.removesuffix('_observed')}_unobserved" not in trace:
+            return site["value"]
+        shown = mask.reshape(*mask.shape, *(1,) * site["fn"].event_dim)
+        return jnp.where(shown, site["value"], jnp.nan)
+
+    return {name: value(name) for name in names}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

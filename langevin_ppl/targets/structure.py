@@ -5,7 +5,6 @@ Nothing is computed and nothing compiled here: the model runs once under ``jax.e
 
 import contextlib
 import functools
-import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,15 +12,25 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 from numpyro import handlers
-from numpyro.distributions import Delta, Unit, constraints
+from numpyro.distributions import Unit, constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import init_to_uniform
+from numpyro.infer.util import helpful_support_errors
+from numpyro.util import _validate_model
 
 from langevin_ppl.base import Array, Plate, Rows
 from langevin_ppl.streams import Absent
 from langevin_ppl.targets.calls import Code
+from langevin_ppl.targets.labels import RESERVED
 from langevin_ppl.targets.plates import OnRows, Read, subsampled
-from langevin_ppl.targets.target import RESERVED_DIMS
+from langevin_ppl.targets.refusals import (
+    Checked,
+    explain_mask,
+    innermost,
+    mask_of_elements,
+    refuse_in_plates,
+    refuse_latents,
+)
 from langevin_ppl.tree import Layout
 
 __all__ = ["Structure", "inspect_model", "refuse_numbers"]
@@ -44,8 +53,10 @@ class Structure(NamedTuple):
         Names of observed sites.
     observed_arguments
         Positions, among the arrays of the arguments, of those that are observed as they are.
-    dims
-        Dimension names that plates and ``infer={"event_dims": ...}`` give to variables.
+    shapes
+        Shapes of latent and observed sites and of deterministics.
+    labels
+        Names that plates and ``infer={"event_dims": ...}`` give to their axes, None for others.
     enumerated
         Names of discrete latent sites, which are summed out.
     nesting
@@ -67,7 +78,8 @@ class Structure(NamedTuple):
     parameters: Mapping[str, Any]
     observed: tuple[str, ...]
     observed_arguments: frozenset[int]
-    dims: dict[str, tuple[str, ...]]
+    shapes: dict[str, tuple[int, ...]]
+    labels: dict[str, tuple[str | None, ...]]
     enumerated: tuple[str, ...]
     nesting: int
     hidden: frozenset[str]
@@ -98,7 +110,7 @@ def _sites(
 ) -> tuple[dict[str, dict[str, Any]], OnRows]:
     """Sites of a model at given values, or else at some starting ones, and what saw its reads."""
     args, kwargs = code.arguments(arrays)
-    model = OnRows(code.model.value, arrays=arrays, abstract=True)
+    model = OnRows(Checked(code.model.value), arrays=arrays, abstract=True)
     seeded = handlers.substitute(handlers.seed(model, rng_key), substitute_fn=init_to_uniform())
     trace = handlers.trace(handlers.substitute(seeded, data=values)).get_trace(*args, **kwargs)
     return trace, model
@@ -122,7 +134,12 @@ def _inspect(
         discrete = {name: of_type["sample"][name] for name in found[0].enumerated}
         return discrete, of_type["deterministic"]
 
-    discrete, deterministics = jax.eval_shape(traced, jax.random.key(0), avals, {})
+    try:
+        discrete, deterministics = jax.eval_shape(traced, jax.random.key(0), avals, {})
+    except (TypeError, ValueError) as error:
+        if (reason := explain_mask(error)) is not None:
+            raise ValueError(reason) from error
+        raise
     if unnormalised:
         found[0] = found[0]._replace(intractable=_intractable(code, avals))
     if found[0].plates:
@@ -134,14 +151,14 @@ def _inspect(
     hidden = frozenset(
         name for name, yes in zip(sorted(deterministics), reached, strict=True) if yes
     )
-    dims = {name: dims for name, dims in found[0].dims.items() if name not in hidden}
-    return found[0]._replace(hidden=hidden, dims=dims)
+    shapes = {name: shape for name, shape in found[0].shapes.items() if name not in hidden}
+    return found[0]._replace(hidden=hidden, shapes=shapes)
 
 
 def _unnormalised(trace: dict[str, dict[str, Any]]) -> list[str]:
     """Names of sites whose distributions say that their normaliser is missing."""
     samples = {name: site["fn"] for name, site in trace.items() if site["type"] == "sample"}
-    return [n for n, fn in samples.items() if getattr(_innermost(fn), "unnormalised", False)]
+    return [n for n, fn in samples.items() if getattr(innermost(fn), "unnormalised", False)]
 
 
 def _intractable(code: Code, avals: tuple[Any, ...]) -> tuple[str, ...]:
@@ -157,7 +174,7 @@ def _intractable(code: Code, avals: tuple[Any, ...]) -> tuple[str, ...]:
 
     def terms(arrays: Any, point: Array, given: dict[str, Any]) -> dict[str, Array]:
         trace = traced(arrays, given)
-        found = {name: _innermost(trace[name]["fn"]) for name in _unnormalised(trace)}
+        found = {name: innermost(trace[name]["fn"]) for name in _unnormalised(trace)}
         # At a point that is no latent: what is left to depend on is the energy itself.
         return {
             name: jnp.sum(fn.log_prob(jnp.broadcast_to(point, fn.shape())))
@@ -192,7 +209,7 @@ def _refuse_leaks(code: Code, shapes: tuple[Any, ...], plates: dict[str, Plate])
         for site, message in trace.items():
             if message["type"] == "sample":
                 values[site] = jnp.sum(message["fn"].log_prob(message["value"]))
-                inner = _innermost(message["fn"])
+                inner = innermost(message["fn"])
                 if isinstance(inner, Unit):
                     factors[site] = tuple(inner.batch_shape)
                     values[f"factor {site}"] = inner.log_factor
@@ -291,22 +308,28 @@ def _structure(
     observed = {
         k: v for k, v in samples.items() if v["is_observed"] and not isinstance(v["fn"], Unit)
     }
+    for site in observed.values():
+        repeated = jnp.ndim(site["value"]) < len(site["fn"].shape())
+        if repeated and (reason := mask_of_elements(site)) is not None:
+            raise ValueError(reason)
     enumerated = tuple(k for k, v in latent.items() if v["fn"].support.is_discrete)
     plates = subsampled(trace)
     if batch_size is not None:
         plates = _streamed(arrays, model.reads, plates, batch_size)
-    _refuse(latent)
+    refuse_latents(latent)
     if plates:
-        _refuse_in_plates(trace, latent, plates, model.asks_for_key)
+        refuse_in_plates(trace, latent, plates, model.asks_for_key)
     latent = {k: v for k, v in latent.items() if k not in enumerated}
     depths = [-f.dim for v in samples.values() for f in v["cond_indep_stack"] if f.dim is not None]
+    _validate_model(trace, plate_warning="error" if enumerated else "loose")
     prototype: dict[str, jax.ShapeDtypeStruct] = {}
     for name, site in latent.items():
-        with _named(f"the support of site '{name}'"):
+        with helpful_support_errors(site, raise_warnings=True):
             value = biject_to(site["fn"].support).inv(site["value"])
         prototype[name] = jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
     positions = {id(array): index for index, array in enumerate(arrays)}
     deterministics = {k: v for k, v in trace.items() if v["type"] == "deterministic"}
+    exported = {**latent, **observed, **deterministics}
     return Structure(
         prototype=prototype,
         layout=Layout.of(prototype),
@@ -320,7 +343,8 @@ def _structure(
         observed_arguments=frozenset(
             positions[id(v["value"])] for v in observed.values() if id(v["value"]) in positions
         ),
-        dims={k: _site_dims(k, v) for k, v in {**latent, **observed, **deterministics}.items()},
+        shapes={name: jnp.shape(site["value"]) for name, site in exported.items()},
+        labels={name: _axis_labels(site) for name, site in exported.items()},
         enumerated=enumerated,
         nesting=max(depths, default=0),
         hidden=frozenset(),
@@ -355,121 +379,8 @@ def _streamed(
     return {name: Plate(next(iter(columns.values())).shape[0], batch_size)}
 
 
-def _refuse_in_plates(
-    trace: dict[str, dict[str, Any]],
-    latent: dict[str, dict[str, Any]],
-    plates: dict[str, Plate],
-    asks_for_key: bool,
-) -> None:
-    """Refuse what a batch of rows would get wrong."""
-    names = ", ".join(map(repr, plates))
-    for name, site in trace.items():
-        inside = [f.name for f in site.get("cond_indep_stack", ()) if f.name in plates]
-        if not inside:
-            continue
-        where = f"in the subsampled plate '{inside[0]}'"
-        if name in latent and name.endswith("_unobserved"):
-            raise ValueError(
-                f"The site '{name.removesuffix('_unobserved')}' has an obs_mask {where}: it makes "
-                "latent values for rows, which would be handed to other rows with every batch. "
-                "Leave rows out by numpyro.handlers.mask, or leave out subsample_size."
-            )
-        if name in latent:
-            raise ValueError(
-                f"The latent site '{name}' lies {where}: its values belong to rows, and would be "
-                "handed to other rows with every batch. Leave out subsample_size to sample it with "
-                "all the data, or integrate it out in the model."
-            )
-        if site["type"] == "deterministic":
-            raise ValueError(
-                f"The deterministic site '{name}' lies {where}, and would hold the rows of one "
-                "batch. Move it out of the plate, or compute it from the draws."
-            )
-    mutable = [name for name, site in trace.items() if site["type"] == "mutable"]
-    if mutable:
-        raise ValueError(
-            f"The mutable site {', '.join(map(repr, mutable))} holds state that batches would have "
-            f"to renew (batch normalisation), and stays as it began. With the subsampled plate "
-            f"{names}, use a layer without state, for example layer normalisation."
-        )
-    if asks_for_key:
-        raise ValueError(
-            "The model asks for a random key (numpyro.prng_key, as dropout does), which would be "
-            f"the same for every batch of the subsampled plate {names}. Switch dropout off "
-            "(deterministic=True)."
-        )
-    discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
-    if discrete:
-        raise ValueError(
-            f"Discrete latent site {', '.join(map(repr, discrete))}: it cannot be summed out where "
-            f"the plate {names} is subsampled. Sum it out in the model (for a mixture, "
-            "numpyro.distributions.MixtureSameFamily), or leave out subsample_size."
-        )
-
-
-def _refuse(latent: dict[str, dict[str, Any]]) -> None:
-    """Refuse, with the reason and the cure, what would be sampled wrongly."""
-    if not latent:
-        raise ValueError(
-            "The model has no latent site: there is nothing to sample. Every `sample` statement "
-            "has obs=...; did you pass the data as the argument that is observed, or condition "
-            "on too much?"
-        )
-    _refuse_discrete({k: v for k, v in latent.items() if v["fn"].support.is_discrete}, len(latent))
-    fixed = [k for k, v in latent.items() if isinstance(_innermost(v["fn"]), Delta)]
-    if fixed:
-        raise ValueError(
-            f"Latent site {', '.join(map(repr, fixed))} has a Delta distribution, which has no "
-            "density; use numpyro.deterministic for a value that is known."
-        )
-
-
-def _refuse_discrete(discrete: dict[str, dict[str, Any]], num_latent: int) -> None:
-    """Refuse discrete latent sites that cannot be summed out."""
-    if not discrete:
-        return
-    names = ", ".join(map(repr, discrete))
-    other_ways = (
-        "Sum it out in the model (for a mixture, numpyro.distributions.MixtureSameFamily), "
-        "observe it, or sample it by numpyro.infer.DiscreteGibbs beside a kernel of "
-        "langevin_ppl.infer."
-    )
-    infinite = [k for k, v in discrete.items() if not v["fn"].has_enumerate_support]
-    if infinite:
-        raise ValueError(
-            f"Discrete latent site {', '.join(map(repr, infinite))}: Langevin dynamics needs "
-            "gradients, and its values cannot be enumerated to sum them out. "
-            "Give it a distribution with finitely many values, or marginalise it by hand."
-        )
-    marks = {k: v["infer"].get("enumerate", "parallel") for k, v in discrete.items()}
-    other = [f"'{k}' ('{mark}')" for k, mark in marks.items() if mark != "parallel"]
-    if other:
-        raise ValueError(
-            f"Discrete latent site {', '.join(other)}: expected infer={{'enumerate': 'parallel'}}, "
-            f"the one way in which values are summed out. {other_ways}"
-        )
-    if len(discrete) == num_latent:
-        raise ValueError(
-            f"All latent sites are discrete ({names}): nothing is left for Langevin dynamics to "
-            "sample. Use numpyro.infer.DiscreteGibbs, or numpyro.infer.Predictive with "
-            "infer_discrete=True."
-        )
-    if importlib.util.find_spec("funsor") is None:
-        raise ValueError(
-            f"Discrete latent site {names}: Langevin dynamics needs gradients. With funsor "
-            f"installed (pip install 'langevin-ppl[enum]') its values are summed out. {other_ways}"
-        )
-
-
-def _innermost(fn: Any) -> Any:
-    """Distribution inside the ones that plates, masks and ``to_event`` wrap around it."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
-
-
-def _site_dims(name: str, site: dict[str, Any]) -> tuple[str, ...]:
-    """Name every axis of a site: by its plates, by ``event_dims``, else by number."""
+def _axis_labels(site: dict[str, Any]) -> tuple[str | None, ...]:
+    """Names that plates and ``event_dims`` give to the axes of a site."""
     shape = jnp.shape(site["value"])
     frames = {f.dim: f for f in site["cond_indep_stack"] if f.dim is not None}
     if site["type"] == "sample":
@@ -483,16 +394,16 @@ def _site_dims(name: str, site: dict[str, Any]) -> tuple[str, ...]:
             if all(len(shape) - e + d >= 0 and shape[d - e] == f.size for d, f in frames.items())
         )
         event_ndim = next(fits, None)
-    dims = [f"{name}_dim_{i}" for i in range(len(shape))]
+    labels: list[str | None] = [None] * len(shape)
     if event_ndim is not None:
         for dim, frame in frames.items():
             axis = len(shape) - event_ndim + dim
             if axis >= 0 and shape[axis] == frame.size:
-                dims[axis] = f"{frame.name}_plate" if frame.name in RESERVED_DIMS else frame.name
+                labels[axis] = f"{frame.name}_plate" if frame.name in RESERVED else frame.name
         event_dims = list(site.get("infer", {}).get("event_dims", []))
         for offset, label in enumerate(reversed(event_dims[-event_ndim:] if event_ndim else [])):
-            dims[len(shape) - 1 - offset] = f"{label}_dim" if label in RESERVED_DIMS else label
-    return tuple(dims)
+            labels[len(shape) - 1 - offset] = label
+    return tuple(labels)
 
 
 @contextlib.contextmanager

@@ -9,15 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from langevin_ppl.base import Array, GradientEstimator, LogDensity, Plate, Position, PRNGKey
+from langevin_ppl.targets.labels import RESERVED, distinct_dims, distinct_names, safe_dim
 from langevin_ppl.tree import all_finite, ravel
 
-__all__ = ["MAX_TRIES", "RESERVED_DIMS", "BaseTarget", "Options", "Proposal", "first_valid"]
+__all__ = ["MAX_TRIES", "BaseTarget", "Options", "Proposal", "first_valid"]
 
 MAX_TRIES = 100
 """Starting positions tried before giving up (as many as NumPyro tries)."""
-
-RESERVED_DIMS = {"chain", "draw"}
-"""Names of ArviZ's own dimensions."""
 
 type Proposal = Callable[[PRNGKey, Any], Position]
 
@@ -68,7 +66,7 @@ def _strategy(value: Any) -> Any:
 def _dims(value: Any) -> dict[str, tuple[str, ...]]:
     dims = {variable: _names(names) for variable, names in _mapping("dims", value).items()}
     for variable, names in dims.items():
-        if RESERVED_DIMS & set(names):
+        if RESERVED & set(names):
             raise ValueError(
                 f"target.replace: dims of '{variable}' name the axes after chain and draw, which "
                 f"are ArviZ's own; got {list(names)}."
@@ -112,6 +110,64 @@ class BaseTarget:
     def plates(self) -> dict[str, Plate]:
         """Subsampled plates by name: what minibatch estimators read batches of."""
         return {}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all variables of a DataTree, without chain and draw, by their own names."""
+        raise NotImplementedError
+
+    @property
+    def labels(self) -> Mapping[str, Sequence[str | None]]:
+        """Labels that the target gives to axes of its variables, None for an axis without one."""
+        return {}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Names of variables in a DataTree, by their own names in the model or position."""
+        return distinct_names(self.shapes)
+
+    @property
+    def dims(self) -> dict[str, list[str]]:
+        """Dimension names of all variables: the user's, else those of plates."""
+        shapes, names = self.shapes, self.names
+        own = {variable: name for name, variable in names.items()}
+        asked = {own.get(name, name): dims for name, dims in self.options.dims.items()}
+        asked |= {name: dims for name, dims in self.options.dims.items() if name in names}
+        # The model's own labels come first: what the user asks for must not rename them.
+        ordered = sorted(names, key=lambda name: name in asked)
+        found = distinct_dims(
+            {names[n]: asked.get(n, self.labels.get(n, ())) for n in ordered},
+            {names[n]: shapes[n] for n in ordered},
+            set(own),
+            {},
+        )
+        return {name: found[names[name]] for name in names}
+
+    @property
+    def coords(self) -> dict[str, Any]:
+        """Coordinate values of dimensions, by the names that these have in a DataTree."""
+        return {safe_dim(label): values for label, values in self.options.coords.items()}
+
+    @property
+    def renamed(self) -> dict[str, dict[str, Any]]:
+        """What a DataTree has under another name.
+
+        ``variables`` are their names in the tree by their own, ``dims`` the same for the labelled
+        axes of each variable.
+        """
+        dims, labels = self.dims, self.labels
+        changed = {
+            name: {
+                label: dim
+                for label, dim in zip(labels.get(name, ()), dims[name], strict=False)
+                if label is not None and label != dim and name not in self.options.dims
+            }
+            for name in dims
+        }
+        return {
+            "variables": {own: name for own, name in self.names.items() if own != name},
+            "dims": {name: pairs for name, pairs in changed.items() if pairs},
+        }
 
     @property
     def logdensity_fn(self) -> LogDensity:
