@@ -170,7 +170,7 @@ def sample(
     ConvergenceWarning
         If ``converged`` is 0.
     DivergenceWarning
-        If a chain left the finite numbers, or proposals diverged.
+        If a chain became non-finite, or proposals diverged.
     BiasWarning
         If gradient noise has heated the draws, so that posterior sds are too large.
 

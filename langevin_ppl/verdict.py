@@ -228,9 +228,9 @@ def _smaller_step(all_data: bool) -> str:
 def _heat(attributes: Mapping[str, Any]) -> str:
     """Say by how much gradient noise raises the temperature."""
     return (
-        "Gradient noise inflates the posterior standard deviations along its worst direction, "
-        f"where the temperature is {attributes['temperature_noisiest']:.3g} times what it should "
-        f"be. {Cure.LESS_NOISE.value}"
+        "Along the worst direction of the gradient noise the temperature is "
+        f"{attributes['temperature_noisiest']:.3g} times that of the target, so that posterior "
+        f"standard deviations are inflated there. {Cure.LESS_NOISE.value}"
     )
 
 
