@@ -135,14 +135,13 @@ def laplace(
         "precision": str(layout.dtype),
         "pareto_k": pareto_k,
         "laplace_is_enough": enough,
+        "advice": "" if enough else _advice(pareto_k, search.found),
         "importance_ess": float(1.0 / np.sum(weights**2)),
         "log_evidence": float(np.logaddexp.reduce(usable) - np.log(len(usable))),
         "num_chains_at_best_mode": int(search.found.sum()),
         "num_gradient_evaluations": int(search.num_evaluations) + len(usable),
         "sampling_time": time.perf_counter() - began,
     }
-    if not enough:
-        attributes["advice"] = _advice(pareto_k, search.found)
     posterior = variables(target, layout, draws.positions)
     return to_datatree(
         collect_groups(key_export, target, draws, posterior, None, groups, None),

@@ -27,7 +27,7 @@ from langevin_ppl.devices import mesh_for, place_data
 from langevin_ppl.export import collect_groups, examined, to_datatree, to_zarr, variables
 from langevin_ppl.kernels import Kernel, check_burn_in, ghmc, split_ghmc
 from langevin_ppl.tree import Layout
-from langevin_ppl.trust import measured_temperature, of_gaussian, reweighted, trust
+from langevin_ppl.trust import measured_temperature, of_gaussian, reweighted
 from langevin_ppl.verdict import describe, reported, verdict, warn_of
 from langevin_ppl.warmup import (
     DENSE_LIMIT,
@@ -152,10 +152,11 @@ def sample(
     xarray.DataTree
         Groups ``posterior``, ``sample_stats``, ``observed_data``, ``constant_data``, those asked
         for, and ``sampler_parameters`` and ``sampler_position`` for a later run. Attributes
-        say how it was made; ``exact`` is 1 where the kernel's stationary law is the target, and
-        ``converged`` is 1 where ESS of draws and of squared deviations reach 400 (or what
-        ``until`` asks for), R-hat 1.01, and nothing else went wrong. Otherwise ``advice`` says
-        why, and what to try.
+        say how it was made; every run has them, and ``docs/attributes.md`` says what each means.
+        ``exact`` is 1 where the kernel's stationary distribution is the target, and ``converged``
+        is 1 where ESS of draws and of squared deviations reach 400 (or what ``until`` asks for),
+        R-hat 1.01, and nothing else went wrong. ``advice`` says what was found and what to try; it
+        is empty where nothing was. ``trust`` puts that in a line.
 
     Raises
     ------
@@ -169,7 +170,7 @@ def sample(
     ConvergenceWarning
         If ``converged`` is 0.
     DivergenceWarning
-        If a chain left the finite numbers, or proposals diverged.
+        If a chain became non-finite, or proposals diverged.
     BiasWarning
         If gradient noise has heated the draws, so that posterior sds are too large.
 
@@ -403,10 +404,9 @@ def _presented(
             "draws were resampled in proportion to their weights, an effective share of "
             f"{effective_share:.3g}"
         )
-    attributes |= of_gaussian(tuned.log_weights) if tuned.log_weights is not None else {}
+    attributes |= {} if tuned.log_weights is None else of_gaussian(tuned.log_weights)
     attributes |= measured_temperature(draws, attributes["temperature"])
     attributes |= verdict(posterior, tuned, draws, job.until or Converged(), attributes)
-    attributes["trust"] = trust(request, attributes)
     warn_of(job.kernel, draws, attributes)
     step_size = tuned.parameters.get("step_size")
     presented = {

@@ -1,14 +1,16 @@
 """How far the draws of a run can be trusted, beyond what their own spread says."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from langevin_ppl.approximation import smooth
 from langevin_ppl.base import Draws
-from langevin_ppl.warmup import Request
+from langevin_ppl.findings import LIMITATIONS, Finding
+from langevin_ppl.warmup.adaptation import POOR_ANGLE
+from langevin_ppl.warmup.report import GOOD, POOR
 
 __all__ = ["HOT", "measured_temperature", "of_gaussian", "reweighted", "too_hot", "trust"]
 
@@ -20,6 +22,12 @@ flagged 34 of the 37 in which one was off by more than 15 %, and none of the oth
 
 CONFIDENCE = 3.0
 """Standard errors by which the temperature must be above that."""
+
+READINGS = {
+    GOOD: f"good: the step size reached {POOR_ANGLE:g}",
+    POOR: f"poor: the step size stayed below {POOR_ANGLE:g}, which costs efficiency, not accuracy",
+}
+"""What a judgement of the Gaussian fit means."""
 
 LAPLACE_K = 0.5
 """Pareto k below which importance sampling from the Gaussian at the mode needs no chain."""
@@ -75,47 +83,65 @@ def measured_temperature(draws: Draws, temperature: float) -> dict[str, float]:
     values = np.asarray(draws.stats["temperature"], np.float64) / temperature
     # Means of batches of draws are nearly independent, of neighbours are not.
     number = max(2, min(20, values.shape[1] // 10))
-    if values.shape[1] < number:
-        return {"temperature_noisiest": float(values.mean())}
-    batches = [part.mean() for part in np.array_split(values, number, axis=1)]
-    error = float(np.std(batches, ddof=1) / math.sqrt(number))
+    error = math.nan
+    if values.shape[1] >= number:
+        batches = [part.mean() for part in np.array_split(values, number, axis=1)]
+        error = float(np.std(batches, ddof=1) / math.sqrt(number))
     return {"temperature_noisiest": float(values.mean()), "temperature_error": error}
 
 
-def too_hot(attributes: Mapping[str, Any]) -> list[str]:
-    """Sentence on inflated standard deviations, if the thermometer says so."""
-    measured = attributes.get("temperature_noisiest")
-    if measured is None or not measured - CONFIDENCE * attributes.get("temperature_error", 0) > HOT:
-        return []
-    return [
-        f"Gradient noise heats the draws: along its worst direction the temperature is "
-        f"{measured:.3g} times what it should be, so that posterior standard deviations are "
-        "inflated there. Use control variates (langevin_ppl.control_variates), a larger batch, or "
-        "a smaller step_size."
-    ]
+def too_hot(attributes: Mapping[str, Any]) -> bool:
+    """Whether gradient noise inflates standard deviations, by the measured temperature."""
+    if "temperature_noisiest" not in attributes:
+        return False
+    least = attributes["temperature_noisiest"] - CONFIDENCE * attributes["temperature_error"]
+    return bool(least > HOT)
 
 
-def trust(request: Request, attributes: Mapping[str, Any]) -> str:
-    """Say in a line how far the draws can be trusted."""
+def trust(kernel: Any, attributes: Mapping[str, Any], found: Collection[Finding]) -> str:
+    """Say in a line how far the draws can be trusted.
+
+    Parameters
+    ----------
+    kernel
+        Kernel of the run.
+    attributes
+        Attributes of the run.
+    found
+        Findings on it, from which ``converged`` and ``advice`` are made too.
+    """
     parts = []
     if attributes["exact"]:
-        parts.append("Exact kernel: nothing but the number of draws limits them.")
+        parts.append("Exact kernel: its stationary distribution is the target.")
     else:
-        order = getattr(request.kernel, "order", None)
+        order = getattr(kernel, "order", None)
         size = "" if not order else f", of order step_size^{order:g},"
         if order == 0:
             size = ", also at small step sizes,"
         parts.append(f"The kernel has a bias{size} that is not measured here.")
     if "temperature_noisiest" in attributes:
-        error = attributes.get("temperature_error", math.nan)
         parts.append(
             "Temperature along the worst direction of the gradient noise: "
-            f"{attributes['temperature_noisiest']:.2f} +- {error:.2f} (1 is right)."
+            f"{attributes['temperature_noisiest']:.2f} +- {attributes['temperature_error']:.2f} "
+            "(1 is right)."
         )
     if attributes.get("laplace_is_enough"):
         parts.append(
             f"The Gaussian at the mode is enough (Pareto k {attributes['laplace_pareto_k']:.2f}): "
             "langevin_ppl.laplace corrects it without a chain."
         )
-    parts.append("Converged." if attributes["converged"] else "Not converged: see advice.")
-    return " ".join(parts)
+    if attributes["gaussian_fit"] in READINGS:
+        reading = READINGS[attributes["gaussian_fit"]]
+        residual = attributes["gaussian_fit_residual"]
+        parts.append(f"The Gaussian fit of warm-up is {reading} (residual force {residual:.2f}).")
+    return " ".join([*parts, _conclusion(bool(attributes["exact"]), found)])
+
+
+def _conclusion(exact: bool, found: Collection[Finding]) -> str:
+    """Whether the chains have converged, and what was found."""
+    clauses = ", ".join(finding.value for finding in found)
+    if set(found) - LIMITATIONS:
+        return f"Not converged: {clauses}. See the attribute advice."
+    if clauses:
+        return f"Converged, but {clauses}: see the attribute advice."
+    return "Converged: Monte Carlo error is what is left." if exact else "Converged."

@@ -1,5 +1,6 @@
 """What is said of a run: its attributes, the verdict on its draws, and warnings."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +12,11 @@ from langevin_ppl.base import BiasWarning, ConvergenceWarning, DivergenceWarning
 from langevin_ppl.convergence import Converged, Convergence, judge
 from langevin_ppl.devices import to_host
 from langevin_ppl.export import LIBRARY
+from langevin_ppl.findings import LIMITATIONS, Cure, Finding
 from langevin_ppl.kernels import Kernel
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.tree import Layout
-from langevin_ppl.trust import too_hot
+from langevin_ppl.trust import too_hot, trust
 from langevin_ppl.warmup import MAX_TAMING_LOSS, Request, Tuned, traits
 
 __all__ = ["describe", "reported", "verdict", "warn_of"]
@@ -33,8 +35,36 @@ MAX_ATTRIBUTE_SIZE = 32
 """Largest array that is spelled out in an attribute."""
 
 
+EVERY_RUN: Mapping[str, Any] = {
+    "adaptation": "none",
+    "burn_in": "untamed",
+    "exact_doubtful": "",
+    "gaussian_fit": "not judged",
+    "gaussian_fit_residual": math.nan,
+    "gradient_growth": math.nan,
+    "mode_search": "not made",
+    "num_chains_at_best_mode": math.nan,
+    "num_gradient_evaluations": math.nan,
+    "power_rule": "",
+    "step_size_rule": "",
+    "weighted": "",
+}
+"""Attributes of every run as they are where they do not apply."""
+
+PART_OF_DATA: Mapping[str, Any] = {
+    "batch_size": math.nan,
+    "gradient_choice": "",
+    "heavy_rows_share": math.nan,
+    "laplace_is_enough": False,
+    "laplace_pareto_k": math.nan,
+    "num_passes": math.nan,
+    "num_pinned_rows": math.nan,
+}
+"""The same of runs whose gradient reads a part of the data."""
+
+
 def describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> dict[str, Any]:
-    """Attributes of the run."""
+    """Attributes of the run, without the verdict; docs/attributes.md has all of them."""
     known = traits(request.kernel)
     num_chains, num_samples, _ = draws.positions.shape
     steps = num_chains * num_samples * thinning
@@ -46,6 +76,7 @@ def describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> dic
         "kernel": known.name.removeprefix("langevin_ppl."),
         "target": request.target.description,
         "parameters": {k: _short(v) for k, v in reported(tuned).items()},
+        "metric": _metric(tuned),
         "gradient_estimator": tuned.estimator,
         "temperature": float(tuned.parameters.get("temperature", 1.0)),
         "num_chains": num_chains,
@@ -55,19 +86,32 @@ def describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> dic
         "precision": str(request.layout.dtype),
         "exact": known.exact,
         "incomplete": not draws.complete,
+        "summed_out": list(request.target.summed_out),
+        **EVERY_RUN,
+        **({} if tuned.source is None else PART_OF_DATA),
         **tuned.notes,
     }
-    if request.target.summed_out:
-        attributes["summed_out"] = list(request.target.summed_out)
     if gradients is not None and tuned.num_gradient_evaluations is not None:
         attributes["num_gradient_evaluations"] = gradients + tuned.num_gradient_evaluations
     if tuned.passes_per_step is not None:
         made = request.num_warmup + num_samples * thinning
         attributes["num_passes"] = tuned.passes + num_chains * made * tuned.passes_per_step
-    doubt = _rounding_doubt(draws, request.layout)
-    if known.exact and doubt:
-        attributes["exact_doubtful"] = doubt
+    if known.exact:
+        attributes["exact_doubtful"] = _rounding_doubt(draws, request.layout)
     return attributes
+
+
+def _metric(tuned: Tuned) -> str:
+    """Shape of the inverse mass matrix."""
+    metric = tuned.parameters.get("inverse_mass_matrix")
+    if metric is None:
+        return "identity"
+    if isinstance(metric, Preconditioner):
+        if metric.directions is not None:
+            return "low_rank"
+        metric = metric.factor
+    chains = "inverse_mass_matrix" in tuned.plan.per_chain
+    return ("scalar", "diagonal", "dense")[np.ndim(metric) - chains]
 
 
 def reported(tuned: Tuned) -> dict[str, Any]:
@@ -93,43 +137,118 @@ def verdict(
     rule: Converged,
     attributes: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Whether to trust the draws, why not, and what to try."""
+    """Whether to trust the draws, why not, and what to try: all of it from the same findings."""
+    kernel = tuned.plan.algorithm.value
     seen, shortage = judge(posterior, rule)
-    doubts = [*tuned.doubts, *too_hot(attributes)]
-    verdict: dict[str, Any] = {
+    found = _findings(kernel, seen, rule, tuned, draws, attributes)
+    cures = _what_to_try(
+        agree=Finding.DISAGREEMENT not in found,
+        several_modes="ended elsewhere" in tuned.notes.get("mode_search", ""),
+        far_from_gaussian=(
+            "poor" in tuned.notes.get("gaussian_fit", "")
+            or "no mode" in tuned.notes.get("mode_search", "")
+        ),
+        all_data=tuned.source is None,
+    )
+    sentences = list(tuned.doubts)
+    if Finding.HEATED in found:
+        sentences.append(_heat(attributes))
+    if Finding.NON_FINITE in found:
+        sentences.append(f"A chain became non-finite. {_smaller_step(tuned.source is None)}")
+    if shortage and Finding.NON_FINITE not in found:
+        sentences.append(f"{shortage[0].upper()}{shortage[1:]}.")
+        sentences += [cure.value for cure in cures]
+    if Finding.DIVERGENT in found:
+        sentences.append(f"There were divergent proposals: {_divergences(draws)}")
+    if Finding.ROUNDING in found:
+        sentences.append(attributes["exact_doubtful"])
+    return {
         "min_ess": seen.ess,
         "min_ess_squares": seen.ess_squares,
         "max_rhat": seen.rhat,
+        "converged": not set(found) - LIMITATIONS,
+        "advice": " ".join(sentences),
+        "trust": trust(kernel, attributes, found),
     }
-    if not np.isfinite(draws.positions).all():
-        doubts.append("A chain left the finite numbers.")
-    if shortage:
-        doubts.append(f"{shortage[0].upper()}{shortage[1:]}. {_what_to_try(seen, rule, tuned)}")
-    verdict["converged"] = not doubts
-    if doubts:
-        verdict["advice"] = " ".join(doubts)
-    return verdict
 
 
-def _what_to_try(seen: Convergence, rule: Converged, tuned: Tuned) -> str:
-    """Say what may help, by what warm-up saw."""
-    if seen.rhat <= rule.rhat:
-        return "Take more draws: num_samples=, or until=langevin_ppl.converged()."
+def _findings(
+    kernel: Any,
+    seen: Convergence,
+    rule: Converged,
+    tuned: Tuned,
+    draws: Draws,
+    attributes: Mapping[str, Any],
+) -> tuple[Finding, ...]:
+    """Findings on a run, in the order of `Finding`."""
+    non_finite = not np.isfinite(draws.positions).all()
+    holds = {
+        Finding.WARM_UP: bool(tuned.doubts),
+        Finding.NON_FINITE: non_finite,
+        Finding.HEATED: too_hot(attributes),
+        Finding.DISAGREEMENT: not (non_finite or seen.rhat <= rule.rhat),
+        Finding.FEW_DRAWS: not (non_finite or min(seen.ess, seen.ess_squares) >= rule.ess),
+        Finding.DIVERGENT: not non_finite and _diverged(kernel, draws, attributes["thinning"]),
+        Finding.ROUNDING: bool(attributes["exact_doubtful"]),
+    }
+    return tuple(finding for finding in Finding if holds[finding])
+
+
+def _what_to_try(
+    *, agree: bool, several_modes: bool, far_from_gaussian: bool, all_data: bool
+) -> list[Cure]:
+    """Choose what may help where draws fall short, by what warm-up saw.
+
+    Parameters
+    ----------
+    agree
+        Whether R-hat is small enough, so that only draws are missing.
+    several_modes, far_from_gaussian
+        What warm-up saw.
+    all_data
+        Whether the gradient reads all the data, which a Metropolis test needs.
+    """
+    if agree:
+        return [Cure.MORE_DRAWS]
     cures = []
-    if "ended elsewhere" in tuned.notes.get("mode_search", ""):
-        cures.append(
-            "Searches for the mode ended in different places: there may be several modes, which "
-            "tempering reaches (blackjax.adaptive_tempered_smc), or labels that can be ordered"
-        )
-    if "poor" in tuned.notes.get("gaussian_fit", "") or "no mode" in tuned.notes.get(
-        "mode_search", ""
-    ):
-        cures.append(
-            "The posterior is far from Gaussian: make sure that it is proper, reparametrise it (a "
-            "non-centred hierarchy, numpyro.infer.reparam.LocScaleReparam), or try blackjax.nuts"
-        )
-    cures.append("Take more draws, with a longer warm-up (num_warmup=)")
-    return ". ".join(cures) + "."
+    if several_modes:
+        cures += [Cure.TEMPERING if all_data else Cure.REPLICA_EXCHANGE, Cure.ORDER]
+    if far_from_gaussian:
+        cures += [Cure.REPARAMETRISE, *([Cure.NUTS] if all_data else [])]
+    return [*cures, Cure.LONGER_WARMUP]
+
+
+def _smaller_step(all_data: bool) -> str:
+    """Say how to keep chains finite."""
+    return " ".join(
+        cure.value for cure in (Cure.SMALLER_STEP, *([Cure.ADJUSTED] if all_data else []))
+    )
+
+
+def _heat(attributes: Mapping[str, Any]) -> str:
+    """Say by how much gradient noise raises the temperature."""
+    return (
+        "Along the worst direction of the gradient noise the temperature is "
+        f"{attributes['temperature_noisiest']:.3g} times that of the target, so that posterior "
+        f"standard deviations are inflated there. {Cure.LESS_NOISE.value}"
+    )
+
+
+def _diverged(kernel: Any, draws: Draws, thinning: int) -> bool:
+    """Whether more proposals of a chain diverged than are harmless."""
+    share = MAX_DIVERGENT_SHARE if isinstance(kernel, Kernel) else 0.0
+    shares = np.asarray(draws.stats["diverging"]).mean(axis=1)
+    return bool((shares > 1.0 - (1.0 - share) ** thinning).any())
+
+
+def _divergences(draws: Draws) -> str:
+    """Count divergent proposals, and say what they mean."""
+    diverging = np.asarray(draws.stats["diverging"])
+    counts = ", ".join(f"{int(n)} in chain {c}" for c, n in enumerate(diverging.sum(axis=1)))
+    return (
+        f"{counts}, of {diverging.shape[1]} draws each. There are regions that this step size does "
+        f"not enter, and the draws may miss them. {Cure.SMOOTHER.value}"
+    )
 
 
 def _short(value: Any) -> Any:
@@ -147,24 +266,23 @@ def _rounding_doubt(draws: Draws, layout: Layout) -> str:
         return ""
     return (
         f"The log density reaches {largest:.3g}, where {layout.dtype} rounds by {rounding:.2g}: "
-        "the Metropolis test is no longer exact. Use jax.config.update('jax_enable_x64', True)."
+        f"the Metropolis test is no longer exact. {Cure.DOUBLE_PRECISION.value}"
     )
 
 
 def warn_of(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
     """Report what went wrong, naming chains and steps."""
     name = traits(kernel).name
-    share = MAX_DIVERGENT_SHARE if isinstance(kernel, Kernel) else 0.0
+    adjusted = [Cure.ADJUSTED.value] if attributes["gradient_estimator"] == "exact" else []
     loss = float(np.nanmean(draws.stats.get("taming_loss", np.zeros(1))))
     if not attributes["exact"] and loss > MAX_TAMING_LOSS:
         warnings.warn(
             f"{name}: taming removed {100 * loss:.0f} % of the gradient on average, so its bias "
-            "dominates the draws. Use a smaller step_size, or an adjusted kernel "
-            "(langevin_ppl.tmala).",
+            f"dominates the draws. {' '.join(['Use a smaller step_size=.', *adjusted])}",
             UserWarning,
             stacklevel=5,
         )
-    if "exact_doubtful" in attributes:
+    if attributes["exact_doubtful"]:
         warnings.warn(attributes["exact_doubtful"], UserWarning, stacklevel=5)
     if attributes["incomplete"]:
         warnings.warn(
@@ -175,33 +293,26 @@ def warn_of(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
         )
     if not attributes["converged"]:
         warnings.warn(f"{name}: {attributes['advice']}", ConvergenceWarning, stacklevel=5)
-    for sentence in too_hot(attributes):
-        warnings.warn(f"{name}: {sentence}", BiasWarning, stacklevel=5)
-    diverging = np.asarray(draws.stats["diverging"])
+    if too_hot(attributes):
+        warnings.warn(f"{name}: {_heat(attributes)}", BiasWarning, stacklevel=5)
     lost = ~np.isfinite(draws.positions).all(axis=(1, 2))
-    message = ""
     if lost.any():
-        message = _lost_message(name, diverging, lost, attributes["thinning"])
-    elif (diverging.mean(axis=1) > (1.0 - (1.0 - share) ** attributes["thinning"])).any():
-        counts = ", ".join(f"{int(n)} in chain {c}" for c, n in enumerate(diverging.sum(axis=1)))
-        message = (
-            f"{name} made divergent proposals ({counts}, of {diverging.shape[1]} draws each): "
-            "there are regions that this step size does not enter, and the draws may miss them. "
-            "Reparametrise the model, or lower step_size."
-        )
-    if message:
+        message = _lost_message(name, draws, lost, attributes)
+        warnings.warn(message, DivergenceWarning, stacklevel=5)
+    elif _diverged(kernel, draws, attributes["thinning"]):
+        message = f"{name} made divergent proposals: {_divergences(draws)}"
         warnings.warn(message, DivergenceWarning, stacklevel=5)
 
 
-def _lost_message(name: str, diverging: np.ndarray, lost: np.ndarray, thinning: int) -> str:
-    """Name the chains that left the finite numbers, the step, and the cure."""
+def _lost_message(name: str, draws: Draws, lost: np.ndarray, attributes: Mapping[str, Any]) -> str:
+    """Name the chains that became non-finite, the step, and the cure."""
     chains = np.flatnonzero(lost)
-    first = diverging[chains].argmax(axis=1) * thinning
+    diverging = np.asarray(draws.stats["diverging"])
+    first = diverging[chains].argmax(axis=1) * attributes["thinning"]
     where = ", ".join(f"chain {c} at step {i}" for c, i in zip(chains, first, strict=True))
     intact = np.flatnonzero(~lost).tolist()
     keep = f" The other chains are intact: idata.sel(chain={intact})." if intact else ""
     return (
-        f"{name} left the finite numbers in {where} of sampling; from there on its draws are NaN. "
-        "Use a smaller step_size, a tamed kernel (langevin_ppl.tula), or an adjusted one "
-        f"(langevin_ppl.mala, langevin_ppl.tmala).{keep}"
+        f"{name} became non-finite in {where} of sampling; from there on its draws are NaN. "
+        f"{_smaller_step(attributes['gradient_estimator'] == 'exact')}{keep}"
     )

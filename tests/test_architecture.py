@@ -27,6 +27,7 @@ LAYERS = [
     {"export"},
     {"arguments", "infer"},
     {"approximation", "annealing"},
+    {"findings"},
     {"trust"},
     {"verdict"},
     {"sampling"},

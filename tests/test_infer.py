@@ -240,8 +240,11 @@ def test_summary_and_arviz(capsys):
 
 
 def test_what_has_no_acceptance_rate_says_that_there_is_none():
-    mcmc = ran(infer.BAOAB(line), X, kwargs={"y": Y}, extra_fields=("accept_prob", "step_size"))
+    fields = ("accept_prob", "step_size", "energy", "potential_energy")
+    mcmc = ran(infer.BAOAB(line), X, kwargs={"y": Y}, extra_fields=fields)
     stats = arviz_base.from_numpyro(mcmc)["sample_stats"]
+    values = mcmc.get_extra_fields()
+    assert (values["energy"] > values["potential_energy"]).all()  # by the kinetic energy
     assert np.isnan(stats["acceptance_rate"]).all() and np.isfinite(stats["step_size"]).all()
     assert "acc. prob" not in mcmc.sampler.get_diagnostics_str(mcmc.last_state)
 

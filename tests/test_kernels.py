@@ -505,6 +505,8 @@ def test_unknown_fields_are_none(kernel):
     assert (info.taming_loss is not None) == (kernel in TAMED)
     assert (info.acceptance_rate is not None) == (kernel in ADJUSTED)
     assert (info.is_accepted is not None) == (kernel in ADJUSTED)
+    has_energy = kernel in KINETIC + SPLITTINGS and kernel is not lp.ubu
+    assert (info.energy is not None) == has_energy
     assert info.is_divergent.dtype == bool
     assert not info.is_divergent
     if kernel in TAMED:

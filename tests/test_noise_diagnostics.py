@@ -157,7 +157,7 @@ def test_prediction_and_measurement_on_sgld():
     y = data(number)
     target = lp.target(means, y, batch)
     matrix = np.eye(3) / number
-    with pytest.warns(BiasWarning, match="Gradient noise heats"):
+    with pytest.warns(BiasWarning, match="standard deviations are inflated"):
         idata = lp.sample(
             KEY,
             target,

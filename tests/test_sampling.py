@@ -130,7 +130,7 @@ def test_groups_dims_and_statistics(school_data):
     assert list(posterior["school"].values) == list("ABCDEFGH")
     assert set(posterior.data_vars) == {"mu", "tau", "theta", "theta_trans"}
     statistics = set(school_data["sample_stats"].data_vars)
-    assert statistics == {"acceptance_rate", "diverging", "grad_norm", "lp", "step_size"}
+    assert statistics == {"acceptance_rate", "diverging", "energy", "grad_norm", "lp", "step_size"}
     assert school_data["observed_data"]["effect"].dims == ("school",)
     assert set(school_data["constant_data"].data_vars) == {"sigma"}
     unconstrained = school_data["unconstrained_posterior"]
@@ -311,7 +311,7 @@ def test_a_lost_chain_is_flagged_and_named():
     first = int(np.argmax(lost[1]))
     assert lost[1, first:].all() and not lost[[0, 2]].any()
     assert idata.attrs["converged"] == 0
-    assert "A chain left the finite numbers." in idata.attrs["advice"]
+    assert "A chain became non-finite." in idata.attrs["advice"]
     intact = idata.sel(chain=[0, 2])
     assert np.isfinite(az.summary(intact)["mean"]).all()
 
@@ -326,7 +326,8 @@ def test_rounding_of_a_large_density_is_doubted():
     shifted = lp.density(lambda x: 3e6 - 0.5 * jnp.sum(x**2), jnp.zeros(2))
     with pytest.warns(UserWarning, match="rounds by .*jax_enable_x64"):
         idata = lp.sample(KEY, shifted, step_size=0.5, num_warmup=0, num_samples=50)
-    assert "exact_doubtful" in idata.attrs
+    assert "no longer exact" in idata.attrs["exact_doubtful"]
+    assert "rounding disturbs" in idata.attrs["trust"]
 
 
 def test_interrupt_returns_the_draws_so_far(target, monkeypatch):

@@ -290,7 +290,7 @@ def _judged(
         "min_ess_squares": seen.ess_squares,
         "max_rhat": seen.rhat,
         "converged": not doubts,
-        **({"advice": " ".join(doubts)} if doubts else {}),
+        "advice": " ".join(doubts),
         "trust": f"{trust} {'Not converged: see advice.' if doubts else 'Converged.'}",
     }
 

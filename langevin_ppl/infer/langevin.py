@@ -62,6 +62,9 @@ class LangevinState(NamedTuple):
     diverging
         Whether the step left the finite numbers or, with a Metropolis test, proposed a point with
         an energy error above 1000.
+    energy
+        Hamiltonian at the end of the last step, for kernels with a momentum whose log density is
+        known there; else, and before the first step, NaN.
     step_size
         Step size of the next step.
     chain
@@ -82,6 +85,7 @@ class LangevinState(NamedTuple):
     accept_prob: Array
     mean_accept_prob: Array
     diverging: Array
+    energy: Array
     step_size: Array
     chain: Any
     adapt_state: Any
@@ -349,6 +353,7 @@ class Langevin(MCMCKernel):
             accept_prob=rates,
             mean_accept_prob=rates,
             diverging=jnp.zeros(num_chains, bool),
+            energy=jnp.full(num_chains, jnp.nan, dtype),
             step_size=step_size,
             chain=chains,
             adapt_state=tuning,
@@ -573,17 +578,22 @@ def _move(
         chain, info = stepper(flat, **known).step(key, stepper.adopt(state.chain))
         rate = info.acceptance_rate
         rate = jnp.zeros(()) if rate is None else rate
-        return kernel.adopt(chain), info.is_divergent, rate.astype(flat_dtype)
+        return (
+            kernel.adopt(chain),
+            info.is_divergent,
+            _energy(info, flat_dtype),
+            rate.astype(flat_dtype),
+        )
 
     flat_dtype = state.potential_energy.dtype
     if plan.adaptation is None:
-        chain, diverging, rate = by(kernel, state.parameters)
+        chain, diverging, energy, rate = by(kernel, state.parameters)
     else:
         tuned = {**setup.for_tuner, **plan.adaptation.parameters(state.adapt_state)}
         if tuner is kernel:
-            chain, diverging, rate = by(kernel, {**state.parameters, **tuned})
+            chain, diverging, energy, rate = by(kernel, {**state.parameters, **tuned})
         else:
-            chain, diverging, rate = jax.lax.cond(
+            chain, diverging, energy, rate = jax.lax.cond(
                 warming,
                 lambda: by(tuner, tuned),
                 lambda: by(kernel, state.parameters),
@@ -600,9 +610,16 @@ def _move(
         accept_prob=rate if sampler._is_adjusted else state.accept_prob,
         mean_accept_prob=mean,
         diverging=diverging,
+        energy=energy,
         chain=chain,
         rng_key=next_key,
     ), rate
+
+
+def _energy(info: Any, dtype: Any) -> Array:
+    """Hamiltonian that a step reports; NaN where it reports none."""
+    energy = getattr(info, "energy", None)
+    return jnp.asarray(jnp.nan if energy is None else energy, dtype)
 
 
 def _move_by_batch(
@@ -624,6 +641,7 @@ def _move_by_batch(
         z_grad=layout.unravel(-chain.logdensity_grad),
         potential_energy=-chain.logdensity,
         diverging=info.is_divergent,
+        energy=_energy(info, state.energy.dtype),
         chain=chain,
         rng_key=next_key,
     )

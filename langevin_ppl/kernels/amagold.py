@@ -18,7 +18,7 @@ from langevin_ppl.base import (
     Randomness,
 )
 from langevin_ppl.kernels.kernel import Kernel, KernelInfo, draw_noise
-from langevin_ppl.kernels.kinetic import ACCEPTANCE
+from langevin_ppl.kernels.kinetic import ACCEPTANCE, hamiltonian
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
 from langevin_ppl.taming import norm
 from langevin_ppl.tree import ravel
@@ -239,6 +239,7 @@ def _amortised(num_steps: int) -> Kernel:
             grad_norm=norm(ravel(end.logdensity_grad)[0]),
             acceptance_rate=decision.acceptance_rate,
             is_accepted=decision.is_accepted,
+            energy=hamiltonian(new),
         )
         return new, info
 

@@ -57,7 +57,7 @@ class CycleInfo(NamedTuple):
 
     Attributes
     ----------
-    is_divergent, logdensity, grad_norm, taming_loss, acceptance_rate, is_accepted
+    is_divergent, logdensity, grad_norm, taming_loss, acceptance_rate, is_accepted, energy
         As in `KernelInfo`.
     cycle
         Number of the cycle, int32.
@@ -71,6 +71,7 @@ class CycleInfo(NamedTuple):
     taming_loss: Array | None
     acceptance_rate: Array | None
     is_accepted: Array | None
+    energy: Array | None
     cycle: Array
     log_weight: Array
 
@@ -363,7 +364,7 @@ class ContourInfo(NamedTuple):
 
     Attributes
     ----------
-    is_divergent, logdensity, grad_norm, taming_loss, acceptance_rate, is_accepted
+    is_divergent, logdensity, grad_norm, taming_loss, acceptance_rate, is_accepted, energy
         As in `KernelInfo`.
     log_weight
         Logarithm of the weight that the draw counts with.
@@ -375,6 +376,7 @@ class ContourInfo(NamedTuple):
     taming_loss: Array | None
     acceptance_rate: Array | None
     is_accepted: Array | None
+    energy: Array | None
     log_weight: Array
 
 

@@ -79,6 +79,9 @@ class KernelInfo(NamedTuple):
         Tamed kernels: share of the gradient that taming removed in this step.
     acceptance_rate, is_accepted
         Adjusted kernels: probability and outcome of the Metropolis test.
+    energy
+        Kinetic kernels: the Hamiltonian of the new state, its negative log density plus half the
+        squared momentum; None where the log density there is estimated or not evaluated.
     """
 
     is_divergent: Array
@@ -87,6 +90,7 @@ class KernelInfo(NamedTuple):
     taming_loss: Array | None = None
     acceptance_rate: Array | None = None
     is_accepted: Array | None = None
+    energy: Array | None = None
 
 
 BOUNDS = {
@@ -385,6 +389,7 @@ def reported[State: Any](
     new: State,
     *others: Array,
     taming_loss: Array | None = None,
+    energy: Array | None = None,
     ends_at_gradient: bool = True,
 ) -> tuple[State, KernelInfo]:
     """State and info of a step without a Metropolis test.
@@ -398,6 +403,7 @@ def reported[State: Any](
         logdensity=new.logdensity if ends_at_gradient else None,
         grad_norm=norm(gradient),
         taming_loss=taming_loss,
+        energy=energy,
     )
     return new._replace(position=position), info
 

@@ -19,7 +19,7 @@ from langevin_ppl.preconditioners import Preconditioner, preconditioner
 from langevin_ppl.taming import norm, normwise, taming_loss
 from langevin_ppl.tree import ravel
 
-__all__ = ["KineticState", "at_rest", "ghmc", "split_ghmc"]
+__all__ = ["KineticState", "at_rest", "ghmc", "hamiltonian", "split_ghmc"]
 
 ACCEPTANCE = 0.8
 """Acceptance rate to tune to: every rejection reverses the momentum, so that fewer of them than
@@ -66,6 +66,11 @@ def at_rest(
     flat = ravel(position)[0]
     momentum = jnp.zeros(flat.shape, flat.dtype)
     return KineticState(position, logdensity, logdensity_grad, step, memory, momentum)
+
+
+def hamiltonian(state: Any) -> Array:
+    """Total energy of a state with a momentum: potential plus kinetic energy of unit mass."""
+    return 0.5 * jnp.sum(jnp.square(state.momentum)) - state.logdensity
 
 
 def _split(
@@ -124,6 +129,7 @@ def _split(
         acceptance_rate=decision.acceptance_rate,
         is_accepted=decision.is_accepted,
         taming_loss=None if untamed else taming_loss(force, tamed),
+        energy=hamiltonian(new),
     )
     return new, info
 

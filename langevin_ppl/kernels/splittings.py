@@ -26,7 +26,7 @@ from langevin_ppl.base import (
 )
 from langevin_ppl.integrators import Flight, free_flight, refresh
 from langevin_ppl.kernels.kernel import Kernel, KernelInfo, draw_noise, reported
-from langevin_ppl.kernels.kinetic import KineticState, at_rest, ghmc
+from langevin_ppl.kernels.kinetic import KineticState, at_rest, ghmc, hamiltonian
 from langevin_ppl.preconditioners import Preconditioner, preconditioner
 from langevin_ppl.taming import Taming, normwise, taming_loss, untamed
 from langevin_ppl.tree import ravel
@@ -150,7 +150,11 @@ def _composed(scheme: Scheme, taming: Taming) -> Any:
         loss = jnp.mean(jnp.stack(losses)) if losses else None
         new = _arrived(there(shift), p, newest, state, memory)
         return reported(
-            new, new.momentum, taming_loss=loss, ends_at_gradient=scheme.ends_at_gradient
+            new,
+            new.momentum,
+            taming_loss=loss,
+            energy=hamiltonian(new) if gradient.exact and scheme.ends_at_gradient else None,
+            ends_at_gradient=scheme.ends_at_gradient,
         )
 
     return transition
@@ -210,7 +214,8 @@ def _exponential(
     position = unravel((flat + frame.scale(shift)).astype(flat.dtype))
     estimate, memory = gradient.estimate(randomness.batch, position, state.memory)
     new = _arrived(position, p, estimate, state, memory)
-    return reported(new, new.momentum)
+    energy = hamiltonian(new) if gradient.exact else None
+    return reported(new, new.momentum, energy=energy)
 
 
 def _kernel(letters: str, doc: str, taming: Taming = untamed, **naming: Any) -> Kernel:

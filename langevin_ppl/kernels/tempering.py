@@ -12,6 +12,7 @@ import numpy as np
 from langevin_ppl import metropolis
 from langevin_ppl.base import Array, GradientEstimator, Position, PRNGKey, Randomness
 from langevin_ppl.kernels.kernel import Draw, Kernel, KernelInfo, Transition
+from langevin_ppl.kernels.kinetic import hamiltonian
 from langevin_ppl.tree import ravel
 
 __all__ = ["ReplicaInfo", "ReplicaState", "annealed", "parallel_tempering"]
@@ -41,9 +42,9 @@ class ReplicaInfo(NamedTuple):
 
     Attributes
     ----------
-    is_divergent, logdensity, grad_norm, taming_loss, acceptance_rate, is_accepted
-        Of the replica at the first temperature, before it was swapped, as in `KernelInfo`; the
-        log density is that after the swap.
+    is_divergent, logdensity, grad_norm, taming_loss, acceptance_rate, is_accepted, energy
+        Of the replica at the first temperature, before it was swapped, as in `KernelInfo`; log
+        density and energy are those after the swap.
     swap_rate
         Probability with which each pair of neighbours was swapped, shape ``[temperature - 1]``;
         NaN where its turn is in the next step.
@@ -55,6 +56,7 @@ class ReplicaInfo(NamedTuple):
     taming_loss: Array | None
     acceptance_rate: Array | None
     is_accepted: Array | None
+    energy: Array | None
     swap_rate: Array
 
 
@@ -86,8 +88,8 @@ def without_temperature(kernel: Kernel, **more: Any) -> inspect.Signature:
 def _check(what: str, kernel: Any) -> None:
     if not isinstance(kernel, Kernel) or "temperature" not in kernel.parameters:
         raise TypeError(
-            f"{what}: expected a kernel of langevin_ppl with a temperature, got {kernel!r}. For "
-            "BlackJAX's there is blackjax.adaptive_tempered_smc."
+            f"{what}: expected a kernel of langevin_ppl with a temperature, such as "
+            f"langevin_ppl.mala, got {kernel!r}."
         )
 
 
@@ -254,7 +256,8 @@ def stepped(
 def replica_info(infos: KernelInfo, cold: Any, rates: Array) -> ReplicaInfo:
     """Info of a step from those of the replicas and the coldest state after the swaps."""
     info = coldest(infos)
-    return ReplicaInfo._make((*info._replace(logdensity=cold.logdensity), rates))
+    energy = None if info.energy is None else hamiltonian(cold)
+    return ReplicaInfo._make((*info._replace(logdensity=cold.logdensity, energy=energy), rates))
 
 
 def swapped(

@@ -10,6 +10,9 @@ from langevin_ppl.warmup.start import Search, Start
 
 __all__ = ["describe_start", "describe_stuck", "describe_tuning", "why_no_mode"]
 
+GOOD, POOR = "good", "poor"
+"""Judgements of the Gaussian fit."""
+
 STUCK = 0.05
 """Mean acceptance rate in the second half of warm-up below which a chain counts as stuck."""
 
@@ -109,11 +112,11 @@ def describe_stuck(warmup: Draws) -> tuple[str, ...]:
 
 def describe_tuning(state: AdaptationState, adaptation: Adaptation) -> dict[str, Any]:
     """Report how well a Gaussian fits, by the last window of the warm-up."""
-    notes: dict[str, Any] = {"metric": adaptation.metric}
+    notes: dict[str, Any] = {}
     number = float(state.positions.number)
     if number > 0:
         notes["gaussian_fit_residual"] = float(np.sqrt(state.residual / number))
     if "frequency" in adaptation.tunes:
         poor = float(state.frequency) == np.asarray(POOR_FIT[0], state.frequency.dtype)
-        notes["gaussian_fit"] = "poor: split off a wider Gaussian" if poor else "good"
+        notes["gaussian_fit"] = POOR if poor else GOOD
     return notes

@@ -165,6 +165,7 @@ def set_by_noise(start_keys: PRNGKey, request: Request, reader: Reader) -> Ready
         thinning = min(MAX_THINNING, math.ceil(1.0 / choice.step_size)) if chosen else 1
     parameters = kernel.prepare(given)
     probe = _probe(choice.noise, frame, mode, positions)
+    notes["adaptation"] = "gradient noise" if tunes else "none"
     notes |= choice.notes
     positions = place(positions, request.mesh, CHAIN)
     return Ready(plan, parameters, probe, notes, doubts, choice, positions, mode, thinning)
