@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import BiasWarning, ConvergenceWarning, DivergenceWarning, Draws
-from langevin_ppl.convergence import Converged, Convergence, judge
+from langevin_ppl.convergence import Converged, Convergence, DrawBlocks, as_blocks, judge
 from langevin_ppl.devices import to_host
 from langevin_ppl.export import LIBRARY
 from langevin_ppl.kernels import Kernel
@@ -87,7 +87,7 @@ def reported(tuned: Tuned) -> dict[str, Any]:
 
 
 def verdict(
-    posterior: Mapping[str, Any],
+    posterior: DrawBlocks,
     tuned: Tuned,
     draws: Draws,
     rule: Converged,
@@ -101,7 +101,7 @@ def verdict(
         "min_ess_squares": seen.ess_squares,
         "max_rhat": seen.rhat,
     }
-    if not np.isfinite(draws.positions).all():
+    if _lost_chains(draws.positions).any():
         doubts.append("A chain left the finite numbers.")
     if shortage:
         doubts.append(f"{shortage[0].upper()}{shortage[1:]}. {_what_to_try(seen, rule, tuned)}")
@@ -178,7 +178,7 @@ def warn_of(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
     for sentence in too_hot(attributes):
         warnings.warn(f"{name}: {sentence}", BiasWarning, stacklevel=5)
     diverging = np.asarray(draws.stats["diverging"])
-    lost = ~np.isfinite(draws.positions).all(axis=(1, 2))
+    lost = _lost_chains(draws.positions)
     message = ""
     if lost.any():
         message = _lost_message(name, diverging, lost, attributes["thinning"])
@@ -191,6 +191,12 @@ def warn_of(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
         )
     if message:
         warnings.warn(message, DivergenceWarning, stacklevel=5)
+
+
+def _lost_chains(positions: np.ndarray) -> np.ndarray:
+    """Whether each chain has draws that are not finite, read block by block."""
+    blocks = [block["x"] for block in as_blocks(positions).read(1)]
+    return ~np.all([np.isfinite(rows).all(axis=(1, 2)) for rows in blocks], axis=0)
 
 
 def _lost_message(name: str, diverging: np.ndarray, lost: np.ndarray, thinning: int) -> str:
