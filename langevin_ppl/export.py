@@ -1,8 +1,9 @@
 """Draws and their target as an ArviZ DataTree: the only import of ArviZ."""
 
+import functools
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import xarray as xr
 
 import langevin_ppl
 from langevin_ppl.base import Draws, PRNGKey
+from langevin_ppl.convergence import BLOCK_BYTES, DrawBlocks, as_blocks, block_length
 from langevin_ppl.devices import to_host
 from langevin_ppl.targets import ModelTarget, distinct_dims, distinct_names
 from langevin_ppl.tree import Layout, variable_names
@@ -20,7 +22,9 @@ __all__ = [
     "LIBRARY",
     "PARAMETERS_GROUP",
     "POSITION_GROUP",
+    "axis_labels",
     "collect_groups",
+    "draw_blocks",
     "examined",
     "to_datatree",
     "to_zarr",
@@ -31,13 +35,16 @@ PARAMETERS_GROUP = "sampler_parameters"
 POSITION_GROUP = "sampler_position"
 
 BLOCK = 512
-"""Draws of each chain that are constrained at a time."""
+"""Most draws of each chain that are constrained at a time."""
 
 STORED = 16 * BLOCK
-"""Draws of each chain that are written to a store at a time, and lie in one of its chunks."""
+"""Most draws of each chain that are written to a store at a time, and lie in one of its chunks."""
+
+STORED_BYTES = 2**25
+"""Bytes of what is written to a store at a time, unless a single draw has more."""
 
 EXAMINED = 10_000
-"""Most draws of each chain that are held in memory to judge a run whose draws are in a store."""
+"""Most draws of each chain that are examined of a run whose draws are in a store."""
 
 LIBRARY = {
     "inference_library": "langevin_ppl",
@@ -122,7 +129,7 @@ def _unconstrained(layout: Layout, positions: Any) -> dict[str, Any]:
 
 
 def variables(target: Any, layout: Layout, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """Named variables of flat draws, in blocks of one shape so that all runs share a program.
+    """Named variables of flat draws.
 
     Parameters
     ----------
@@ -132,19 +139,52 @@ def variables(target: Any, layout: Layout, positions: np.ndarray) -> dict[str, n
     Returns
     -------
     dict
-        Constrained sites and deterministics of a model, the leaves of a density's position, each
-        ``[chain, draw, ...]``.
+        Constrained sites and deterministics of a model, the leaves of a density's position (views
+        of the positions), each ``[chain, draw, ...]``.
     """
     if not isinstance(target, ModelTarget):
         return _unconstrained(layout, positions)
-    blocks = []
-    for start in range(0, positions.shape[1], BLOCK):
-        rows = positions[:, start : start + BLOCK]
-        count = rows.shape[1]
-        padded = np.pad(rows, ((0, 0), (0, BLOCK - count), (0, 0)), mode="edge")
-        block = target.constrain(_position(layout, padded), batch_ndims=2)
-        blocks.append({name: value[:, :count] for name, value in to_host(block).items()})
-    return {name: np.concatenate([b[name] for b in blocks], axis=1) for name in blocks[0]}
+    return draw_blocks(target, layout, positions).collect()
+
+
+def draw_blocks(target: Any, layout: Layout, positions: np.ndarray) -> DrawBlocks:
+    """`variables` of flat draws, computed block by block whenever they are read.
+
+    Blocks are of one shape, whatever the number of draws, so that all runs share a program.
+    """
+    if not isinstance(target, ModelTarget):
+        return as_blocks(_unconstrained(layout, positions))
+    num_chains, num_draws, _ = positions.shape
+    shapes = _shapes(target, num_chains)
+    length = min(BLOCK, block_length(shapes, num_chains, BLOCK_BYTES))
+
+    def read(stride: int) -> Iterator[dict[str, np.ndarray]]:
+        every = positions[:, ::stride]
+        for start in range(0, every.shape[1], length):
+            rows = every[:, start : start + length]
+            count = rows.shape[1]
+            padded = np.pad(rows, ((0, 0), (0, length - count), (0, 0)), mode="edge")
+            block = to_host(target.constrain(_position(layout, padded), batch_ndims=2))
+            yield {name: value[:, :count] for name, value in block.items()}
+
+    return DrawBlocks(shapes, num_chains, num_draws, read)
+
+
+def _shapes(target: ModelTarget, num_chains: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of one draw of every variable of a model."""
+    # Of whole blocks: the trace is the one that computes them, where their length is `BLOCK`.
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((num_chains, BLOCK, *leaf.shape), leaf.dtype),
+        target.prototype,
+    )
+    found = jax.eval_shape(functools.partial(target.constrain, batch_ndims=2), batch)
+    return {n: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for n, v in found.items()}
+
+
+def axis_labels(target: Any) -> dict[str, list[Any]]:
+    """Coordinate labels of the axes of every variable, None for an axis without."""
+    coords = target.coords
+    return {name: [coords.get(d) for d in dims] for name, dims in target.dims.items()}
 
 
 def _model_groups(
@@ -274,9 +314,9 @@ def _group(
 
 
 def examined(draws: Draws) -> np.ndarray:
-    """Evenly spaced positions of a long run, ``[chain, draw, dimension]``, in memory."""
+    """Evenly spaced positions of a long run, ``[chain, draw, dimension]``, read when used."""
     stride = -(-draws.positions.shape[1] // EXAMINED)
-    return np.array(draws.positions[:, ::stride])
+    return draws.positions[:, ::stride]
 
 
 def to_zarr(path: Any, target: Any, draws: Draws, step_size: Any, **presented: Any) -> xr.DataTree:
@@ -293,8 +333,11 @@ def to_zarr(path: Any, target: Any, draws: Draws, step_size: Any, **presented: A
     """
     layout, number = Layout.of(target.prototype), draws.positions.shape[1]
     path = Path(path).expanduser()
-    for start in range(0, number, STORED):
-        block = slice(start, min(start + STORED, number))
+    blocks = draw_blocks(target, layout, draws.positions)
+    length = min(STORED, number, block_length(blocks.shapes, blocks.num_chains, STORED_BYTES))
+    dims: dict[str, dict[Any, Any]] = {}
+    for start in range(0, number, length):
+        block = slice(start, min(start + length, number))
         part = Draws(
             draws.positions[:, block],
             {name: values[:, block] for name, values in draws.stats.items()},
@@ -306,29 +349,30 @@ def to_zarr(path: Any, target: Any, draws: Draws, step_size: Any, **presented: A
             key = jax.random.key(0)  # of predictions, which there are none of
             groups = collect_groups(key, target, part, posterior, None, (), step_size)
             groups["last_position"] = _last_position(layout, draws.positions)
-        else:  # only what has draws
-            stats = to_host(_stats(part, step_size))
-            groups = {"posterior": _named(target.names, posterior), "sample_stats": stats}
-        tree = to_datatree(groups, target=target, **presented)
-        grown = [name for name, node in tree.children.items() if "draw" in node.dims]
-        numbers = np.arange(block.start, block.stop)
-        for name in grown:
-            dataset = tree[name].to_dataset().assign_coords(draw=numbers)
-            if start:
-                dataset.to_zarr(path, group=name, append_dim="draw", consolidated=False)
-            else:
-                tree[name] = xr.DataTree(dataset)
-        if start == 0:
-            tree.to_zarr(path, consolidated=False, encoding=_chunked(tree, grown, number))
+            tree = to_datatree(groups, target=target, **presented)
+            grown = [name for name, node in tree.children.items() if "draw" in node.dims]
+            tree.to_zarr(path, consolidated=False, encoding=_chunked(tree, grown, length))
+            dims = {group: {n: v.dims for n, v in tree[group].variables.items()} for group in grown}
+            continue
+        # Of the others only what has draws, and no tree: its nodes refer to each other, so that
+        # their arrays would stay in memory until the garbage collector runs.
+        groups = {
+            "posterior": _named(target.names, posterior),
+            "sample_stats": to_host(_stats(part, step_size)),
+        }
+        for group, values in groups.items():
+            named = {name: (dims[group][name], value) for name, value in values.items()}
+            dataset = xr.Dataset(named, coords={"draw": np.arange(block.start, block.stop)})
+            dataset.to_zarr(path, group=group, append_dim="draw", consolidated=False)
     return xr.open_datatree(path, engine="zarr", consolidated=False)
 
 
-def _chunked(tree: xr.DataTree, grown: Sequence[str], number: int) -> dict[str, Any]:
+def _chunked(tree: xr.DataTree, grown: Sequence[str], length: int) -> dict[str, Any]:
     """Chunks of a store's arrays: all chains, and a block of draws."""
     encoding = {}
     for group in grown:
         sizes = {
-            name: tuple(min(STORED, number) if d == "draw" else n for d, n in v.sizes.items())
+            name: tuple(length if d == "draw" else n for d, n in v.sizes.items())
             for name, v in tree[group].variables.items()
             if "draw" in v.dims
         }

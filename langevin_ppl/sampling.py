@@ -22,9 +22,17 @@ from langevin_ppl.arguments import (
 )
 from langevin_ppl.base import Draws, PRNGKey, check_counts, check_key
 from langevin_ppl.checkpoints import EVERY, Folder, Job, create, reopen
-from langevin_ppl.convergence import Converged, Convergence, flattened, summarise, watch
+from langevin_ppl.convergence import Converged, Convergence, as_blocks, summarise, watch
 from langevin_ppl.devices import mesh_for, place_data
-from langevin_ppl.export import collect_groups, examined, to_datatree, to_zarr, variables
+from langevin_ppl.export import (
+    axis_labels,
+    collect_groups,
+    draw_blocks,
+    examined,
+    to_datatree,
+    to_zarr,
+    variables,
+)
 from langevin_ppl.kernels import Kernel, check_burn_in, ghmc, split_ghmc
 from langevin_ppl.tree import Layout
 from langevin_ppl.trust import measured_temperature, of_gaussian, reweighted
@@ -361,8 +369,7 @@ def _carry_out(job: Job, target: Any, folder: Folder | None, manner: Manner) -> 
     warmed = time.perf_counter()
 
     def confirm(positions: np.ndarray) -> Convergence:
-        columns, _ = flattened(variables(target, layout, positions))
-        return summarise(columns, until.ess if until else math.inf)
+        return summarise(draw_blocks(target, layout, positions), until.ess if until else math.inf)
 
     draws = run.advance(
         sample_keys,
@@ -396,8 +403,13 @@ def _presented(
 ) -> "xr.DataTree":
     """Judge the draws, say what there is to say of them, and put all of it into a DataTree."""
     draws, effective_share = reweighted(draws)
-    positions = draws.positions if store is None else examined(draws)
-    posterior = variables(target, request.layout, positions)
+    if store is None:
+        posterior = variables(target, request.layout, draws.positions)
+        blocks = as_blocks(posterior)
+    else:  # nowhere are all variables in memory
+        posterior = {}
+        blocks = draw_blocks(target, request.layout, examined(draws))
+    blocks = blocks._replace(labels=axis_labels(target))
     attributes = describe(request, tuned, draws, tuned.thinning) | times
     if effective_share is not None:
         attributes["weighted"] = (
@@ -406,7 +418,7 @@ def _presented(
         )
     attributes |= {} if tuned.log_weights is None else of_gaussian(tuned.log_weights)
     attributes |= measured_temperature(draws, attributes["temperature"])
-    attributes |= verdict(posterior, tuned, draws, job.until or Converged(), attributes)
+    attributes |= verdict(blocks, tuned, draws, job.until or Converged(), attributes)
     warn_of(job.kernel, draws, attributes)
     step_size = tuned.parameters.get("step_size")
     presented = {

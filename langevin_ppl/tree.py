@@ -82,12 +82,15 @@ class Layout(NamedTuple):
         )
 
     def unravel(self, flat: Array) -> Position:
-        """Position of a flat vector; leading axes before the last one are kept."""
+        """Position of a flat vector; leading axes before the last one are kept.
+
+        Leaves of a NumPy array are views of it.
+        """
         parts, start = [], 0
         for shape, dtype in self.leaves:
             size = math.prod(shape)
             block = flat[..., start : start + size]
-            parts.append(block.reshape(*flat.shape[:-1], *shape).astype(dtype))
+            parts.append(block.reshape(*flat.shape[:-1], *shape).astype(dtype, copy=False))
             start += size
         return jax.tree.unflatten(self.treedef, parts)
 

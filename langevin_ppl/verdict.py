@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from langevin_ppl.base import BiasWarning, ConvergenceWarning, DivergenceWarning, Draws
-from langevin_ppl.convergence import Converged, Convergence, judge
+from langevin_ppl.convergence import Converged, Convergence, DrawBlocks, as_blocks, judge
 from langevin_ppl.devices import to_host
 from langevin_ppl.export import LIBRARY
 from langevin_ppl.findings import LIMITATIONS, Cure, Finding
@@ -131,7 +131,7 @@ def reported(tuned: Tuned) -> dict[str, Any]:
 
 
 def verdict(
-    posterior: Mapping[str, Any],
+    posterior: DrawBlocks,
     tuned: Tuned,
     draws: Draws,
     rule: Converged,
@@ -139,7 +139,11 @@ def verdict(
 ) -> dict[str, Any]:
     """Whether to trust the draws, why not, and what to try: all of it from the same findings."""
     kernel = tuned.plan.algorithm.value
-    seen, shortage = judge(posterior, rule)
+    try:
+        seen, shortage = judge(posterior, rule)
+    except Exception as error:  # the draws are returned all the same
+        seen = Convergence(math.nan, math.nan, math.nan, 0, 0)
+        shortage = f"the draws could not be examined ({type(error).__name__}: {error})"
     found = _findings(kernel, seen, rule, tuned, draws, attributes)
     cures = _what_to_try(
         agree=Finding.DISAGREEMENT not in found,
@@ -181,7 +185,7 @@ def _findings(
     attributes: Mapping[str, Any],
 ) -> tuple[Finding, ...]:
     """Findings on a run, in the order of `Finding`."""
-    non_finite = not np.isfinite(draws.positions).all()
+    non_finite = bool(_lost_chains(draws.positions).any())
     holds = {
         Finding.WARM_UP: bool(tuned.doubts),
         Finding.NON_FINITE: non_finite,
@@ -295,13 +299,19 @@ def warn_of(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
         warnings.warn(f"{name}: {attributes['advice']}", ConvergenceWarning, stacklevel=5)
     if too_hot(attributes):
         warnings.warn(f"{name}: {_heat(attributes)}", BiasWarning, stacklevel=5)
-    lost = ~np.isfinite(draws.positions).all(axis=(1, 2))
+    lost = _lost_chains(draws.positions)
     if lost.any():
         message = _lost_message(name, draws, lost, attributes)
         warnings.warn(message, DivergenceWarning, stacklevel=5)
     elif _diverged(kernel, draws, attributes["thinning"]):
         message = f"{name} made divergent proposals: {_divergences(draws)}"
         warnings.warn(message, DivergenceWarning, stacklevel=5)
+
+
+def _lost_chains(positions: np.ndarray) -> np.ndarray:
+    """Whether each chain has draws that are not finite, read block by block."""
+    blocks = [block["x"] for block in as_blocks(positions).read(1)]
+    return ~np.all([np.isfinite(rows).all(axis=(1, 2)) for rows in blocks], axis=0)
 
 
 def _lost_message(name: str, draws: Draws, lost: np.ndarray, attributes: Mapping[str, Any]) -> str:

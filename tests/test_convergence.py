@@ -3,6 +3,7 @@
 import warnings
 
 import arviz as az
+import arviz_base
 import blackjax
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ import pytest
 import xarray as xr
 
 import langevin_ppl as lp
-from langevin_ppl.convergence import Convergence, flattened, judge, rule, summarise, watch
-from langevin_ppl.convergence.ranks import bulk_ess, rhat
+from langevin_ppl.convergence import Convergence, as_blocks, judge, rule, summarise, watch
+from langevin_ppl.convergence.ranks import bulk_ess, rhat, split_chains
+from langevin_ppl.convergence.screen import screen
 
 KEY = jax.random.key(4)
 
@@ -91,6 +93,29 @@ def test_the_worst_of_many_coordinates_is_found(spoil, scale):
         assert seen.rhat > 1.01
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_screen_of_blocks_is_that_of_all_draws(monkeypatch, dtype):
+    """The scores by their definitions, whatever blocks the draws are read in."""
+    values = (1e3 + draws(3, 101, 7) * 10.0 ** np.arange(-2, 5)).astype(dtype)
+    values[:, :, 3] = 2.0
+    values[2, 60, 5] = np.nan
+    monkeypatch.setattr("langevin_ppl.convergence.blocks.BLOCK_BYTES", 10 * values[:, 0].nbytes)
+    usable = [0, 1, 2, 4, 6]
+    halves = split_chains(values[:, ::3, usable]).astype(np.float64)  # of 34 draws
+    variances = halves.var(axis=1)
+    centred = halves - halves.mean(axis=1, keepdims=True)
+    expected = [
+        halves.mean(axis=1).var(axis=0),
+        variances.std(axis=0),
+        (centred[:, 1:] * centred[:, :-1]).mean(axis=(0, 1)),
+    ] / variances.mean(axis=0)
+    blocks = as_blocks({"a": values[:, :, 0], "b": values[:, :, 1:].reshape(3, 101, 2, 3)})
+    found = screen(blocks, 3)
+    np.testing.assert_allclose(found.scores[:, usable], expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_array_equal(found.changes, np.arange(7) != 3)
+    np.testing.assert_array_equal(found.finite, np.arange(7) != 5)
+
+
 def test_few_coordinates_are_all_examined():
     values = draws(4, 100, 30)
     seen = summarise(values)
@@ -107,7 +132,7 @@ def test_draws_that_say_nothing():
     for trouble in (np.nan, np.inf):
         values = draws(4, 100, 2)
         values[1, 50:, 1] = trouble
-        assert summarise(values) == nothing
+        assert summarise(values) == nothing._replace(worst=1, worst_rhat=1)
 
 
 def test_coordinates_that_never_change_are_left_out():
@@ -121,33 +146,59 @@ def test_coordinates_that_never_change_are_left_out():
     assert seen.worst == 0 and seen.rhat > 1.1
 
 
-def test_variables_side_by_side():
-    values, names = flattened(
-        {
-            "a": np.zeros((2, 5)),
-            "count": np.zeros((2, 5), int),
-            "m": np.arange(40.0).reshape(2, 5, 2, 2),
-            "none": np.zeros((2, 5, 0)),
-        }
+def test_coordinates_are_named_as_in_the_summary_of_arviz():
+    posterior = {
+        "a": draws(2, 10),
+        "count": np.zeros((2, 10), int),
+        "m": draws(2, 10, 2, 3, seed=1),
+        "none": np.zeros((2, 10, 0)),
+        "one": draws(2, 10, 1, seed=2),
+        "school": draws(2, 10, 2, 2, seed=3),
+    }
+    blocks = as_blocks(posterior)
+    labels = {"school": [["Eton", "Rugby"], None], "m": [["wrong length"]]}
+    blocks = blocks._replace(labels=labels)
+    del posterior["count"], posterior["none"]
+    tree = arviz_base.from_dict(
+        {"posterior": posterior},
+        dims={"school": ["name", "year"]},
+        coords={"name": ["Eton", "Rugby"]},
     )
-    assert names == ["a", "m[0]", "m[1]", "m[2]", "m[3]"]
-    assert values.shape == (2, 5, 5)
-    np.testing.assert_array_equal(values[1, 4, 1:], [36, 37, 38, 39])
+    names = [blocks.name_of(i) for i in range(1 + 6 + 1 + 4)]
+    assert names == list(az.summary(tree, kind="stats").index)
+    np.testing.assert_array_equal(next(blocks.flat(1))["m"], posterior["m"].reshape(2, 10, 6))
 
 
 def test_the_verdict_names_what_falls_short():
-    good = {"a": draws(4, 400), "b": draws(4, 400, 3, seed=1)}
+    good = {"a": draws(4, 400), "b": draws(4, 400, 2, 3, seed=1)}
     assert judge(good, lp.converged())[1] == ""
     b = good["b"].copy()
-    b[:, :, 2] = slow(b[:, :, 2])
+    b[:, :, 1, 2] = slow(b[:, :, 1, 2])
     seen, text = judge({**good, "b": b}, lp.converged())
-    assert f"effective sample size of 'b[2]' (its draws) is {seen.ess:.0f} (at least 400" in text
+    assert f"effective sample size of 'b[1, 2]' (its draws) is {seen.ess:.0f} (at least 400" in text
     assert "R-hat" not in text or seen.rhat > 1.01
-    b[:, :, 2] = swinging(good["b"][:, :, 2])
+    b[:, :, 1, 2] = swinging(good["b"][:, :, 1, 2])
     _, text = judge({**good, "b": b}, lp.converged())
-    assert "'b[2]' (its squared deviation) is" in text
-    seen, text = judge({**good, "a": apart(good["a"])}, lp.converged(ess=10))
-    assert text == f"R-hat is {seen.rhat:.3f} (at most 1.01 was asked for)"
+    assert "'b[1, 2]' (its squared deviation) is" in text
+    b[:, :, 1, 2] = apart(good["b"][:, :, 1, 2])
+    seen, text = judge({**good, "b": b}, lp.converged(ess=10))
+    assert text == f"R-hat of 'b[1, 2]' is {seen.rhat:.3f} (at most 1.01 was asked for)"
+    b[3, 200, 0, 1] = np.nan
+    assert "'b[0, 1]'" in judge({**good, "b": b}, lp.converged())[1]
+    _, text = judge({"a": draws(4, 7)}, lp.converged())
+    assert text == "7 draws of each chain are too few to examine"
+
+
+def test_what_falls_short_does_not_read_like_what_was_asked_for(monkeypatch):
+    def text(ess, rhat):
+        monkeypatch.setattr(rule, "summarise", lambda *_: Convergence(ess, 1e4, rhat, 0))
+        return judge({"a": draws(4, 10)}, lp.converged())[1]
+
+    assert "R-hat of 'a' is 1.01004 (at most 1.01 was" in text(500.0, 1.01004)
+    assert "R-hat of 'a' is 1.013 (at most 1.01 was" in text(500.0, 1.01304)
+    assert "is 399.97 (at least 400 was" in text(399.97, 1.0)
+    assert "is 399 (at least 400 was" in text(399.2, 1.0)
+    assert "R-hat of 'a' is nan" in text(500.0, float("nan"))
 
 
 # When to look, and when to stop
@@ -336,7 +387,9 @@ def test_of_a_long_run_evenly_spaced_draws_are_examined(monkeypatch):
     examined = []
     real = rule._summarised
     monkeypatch.setattr(
-        rule, "_summarised", lambda values: examined.append(values.shape[1]) or real(values)
+        rule,
+        "_summarised",
+        lambda blocks, stride: examined.append(blocks.num_draws // stride) or real(blocks, stride),
     )
     independent, slow = autoregressive(0.0, 40_000), autoregressive(0.99, 40_000)
     # Enough: a lower bound, and R-hat, of every eighth.
@@ -348,5 +401,5 @@ def test_of_a_long_run_evenly_spaced_draws_are_examined(monkeypatch):
     # Where draws are correlated for longer than the spacing, leaving some out loses nothing.
     seen = rule.summarise(slow, enough=100_000)
     assert examined[3:] == [5000]
-    np.testing.assert_allclose(seen.ess, real(slow).ess, rtol=0.05)
+    np.testing.assert_allclose(seen.ess, real(as_blocks(slow), 1).ess, rtol=0.05)
     assert rule.summarise(independent[:, :9000]).ess > 30_000

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from langevin_ppl.base import check_number
-from langevin_ppl.convergence.ranks import bulk_ess, rhat, split_chains
+from langevin_ppl.convergence.blocks import DrawBlocks, as_blocks
+from langevin_ppl.convergence.ranks import bulk_ess, rhat
+from langevin_ppl.convergence.screen import screen, worst_of
 
-__all__ = ["Converged", "Convergence", "converged", "flattened", "judge", "summarise"]
+__all__ = ["Converged", "Convergence", "converged", "judge", "summarise"]
 
 MIN_DRAWS = 8
 """Fewest draws of a chain for which the statistics mean anything at all."""
@@ -20,6 +22,9 @@ MAX_EXAMINED = 64
 
 MAX_DRAWS = 5000
 """Most draws of a chain that are examined: of a longer run, one every so often."""
+
+MAX_SORTED = 2**18
+"""Most numbers that are examined by ranks at a time."""
 
 SATURATED = 0.1
 """Effective draws for each that is examined, above which leaving draws out may have lost some."""
@@ -77,21 +82,24 @@ class Convergence(NamedTuple):
         Least bulk ESS of the coordinates, and of their squared deviations from their means.
     rhat
         Largest R-hat.
-    worst
-        Number of the coordinate that needs the most draws.
+    worst, worst_rhat
+        Numbers of the coordinate that needs the most draws, and of that with the largest R-hat.
     """
 
     ess: float
     ess_squares: float
     rhat: float
     worst: int
+    worst_rhat: int = 0
 
     def satisfies(self, rule: Converged) -> bool:
         """Whether the draws are enough; NaN is not."""
         return self.ess >= rule.ess and self.ess_squares >= rule.ess and self.rhat <= rule.rhat
 
 
-def summarise(values: np.ndarray, enough: float = math.inf) -> Convergence:
+def summarise(
+    draws: DrawBlocks | Mapping[str, Any] | np.ndarray, enough: float = math.inf
+) -> Convergence:
     """Effective sample sizes and R-hat of draws, at the worst coordinates.
 
     Sorting draws costs more than making them. Of a long run evenly spaced ones are examined, whose
@@ -100,88 +108,95 @@ def summarise(values: np.ndarray, enough: float = math.inf) -> Convergence:
 
     Parameters
     ----------
-    values
-        Shape ``[chain, draw, coordinate]``. Coordinates that never change are left out.
+    draws
+        Variables, or an array ``[chain, draw, coordinate]``. Coordinates that never change are left
+        out.
     enough
         Effective sample size that is asked for.
     """
-    stride = max(1, values.shape[1] // MAX_DRAWS)
-    spaced = values[:, ::stride]
-    seen = _summarised(spaced)
-    least = min(seen.ess, seen.ess_squares)
-    if stride > 1 and enough > least > SATURATED * spaced.shape[0] * spaced.shape[1]:
-        return _summarised(values)
+    blocks = as_blocks(draws)
+    stride = max(1, blocks.num_draws // MAX_DRAWS)
+    seen = _summarised(blocks, stride)
+    spaced = blocks.num_chains * -(-blocks.num_draws // stride)
+    if stride > 1 and enough > min(seen.ess, seen.ess_squares) > SATURATED * spaced:
+        return _summarised(blocks, 1)
     return seen
 
 
-def _summarised(values: np.ndarray) -> Convergence:
-    nothing = Convergence(0.0, 0.0, math.inf, 0)
-    if values.shape[1] < MIN_DRAWS:
-        return nothing
-    moving = np.flatnonzero(np.ptp(values, axis=(0, 1)) != 0)
-    if len(moving) == 0 or not np.isfinite(values).all():
-        return nothing
-    chosen = _worst(values, moving)
-    values = values[:, :, chosen].astype(np.float64)
-    ess = bulk_ess(values)
-    squares = bulk_ess(np.square(values - values.mean(axis=(0, 1))))
-    worst = int(chosen[np.argmin(np.minimum(ess, squares))])
-    return Convergence(float(ess.min()), float(squares.min()), float(rhat(values).max()), worst)
+def _summarised(blocks: DrawBlocks, stride: int) -> Convergence:
+    """Examine every ``stride``-th draw: one pass chooses coordinates, a second reads them."""
+    if blocks.num_draws < MIN_DRAWS:
+        return Convergence(0.0, 0.0, math.inf, 0, 0)
+    found = screen(blocks, stride)
+    if not (found.finite.all() and found.changes.any()):
+        first = int(np.argmin(found.finite))
+        return Convergence(0.0, 0.0, math.inf, first, first)
+    chosen = worst_of(found, MAX_EXAMINED)
+    values = _read_columns(blocks, stride, chosen)
+    # By columns, because sorting and Fourier transforms need many times the memory of the draws.
+    parts = np.array_split(values, -(-values.size // MAX_SORTED), axis=2)
+    ess = np.concatenate([bulk_ess(part) for part in parts])
+    squares = np.concatenate([bulk_ess(np.square(p - p.mean(axis=(0, 1)))) for p in parts])
+    rhats = np.concatenate([rhat(part) for part in parts])
+    return Convergence(
+        float(ess.min()),
+        float(squares.min()),
+        float(rhats.max()),
+        int(chosen[np.argmin(np.minimum(ess, squares))]),
+        int(chosen[np.argmax(rhats)]),
+    )
 
 
-def _worst(values: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """Coordinates that disagree most between half chains, or are most correlated in time."""
-    if len(moving) <= MAX_EXAMINED:
-        return moving
-    halves = split_chains(values[:, :, moving])
-    within = halves.var(axis=1).mean(axis=0)
-    within = np.where(within > 0, within, np.finfo(halves.dtype).tiny)
-    apart = halves.mean(axis=1).var(axis=0) / within
-    spread = halves.var(axis=1).std(axis=0) / within
-    centred = halves - halves.mean(axis=1, keepdims=True)
-    slow = (centred[:, 1:] * centred[:, :-1]).mean(axis=(0, 1)) / within
-    ranked = [np.argsort(score)[::-1] for score in (apart, spread, slow)]
-    # Taken in turn from the three lists until there are enough.
-    order = np.stack(ranked, axis=1).ravel()
-    _, first = np.unique(order, return_index=True)
-    return np.sort(moving[order[np.sort(first)][:MAX_EXAMINED]])
+def _read_columns(blocks: DrawBlocks, stride: int, chosen: np.ndarray) -> np.ndarray:
+    """Draws of a few coordinates, ``[chain, draw, coordinate]``."""
+    number = -(-blocks.num_draws // stride)
+    values = np.empty((blocks.num_chains, number, len(chosen)))
+    start = 0
+    for block in blocks.flat(stride):
+        end = start + next(iter(block.values())).shape[1]
+        for name, columns in blocks.columns.items():
+            here = np.flatnonzero((columns.start <= chosen) & (chosen < columns.stop))
+            values[:, start:end, here] = block[name][:, :, chosen[here] - columns.start]
+        start = end
+    return values
 
 
-def flattened(variables: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
-    """All variables side by side, ``[chain, draw, coordinate]``, and the name of each column."""
-    columns, names = [], []
-    for name, value in variables.items():
-        array = np.asarray(value)
-        if np.issubdtype(array.dtype, np.floating) and array.size:
-            array = array.reshape(*array.shape[:2], -1)
-            columns.append(array)
-            width = array.shape[2]
-            names += [name] if width == 1 else [f"{name}[{i}]" for i in range(width)]
-    return np.concatenate(columns, axis=2), names
-
-
-def judge(variables: Mapping[str, Any], rule: Converged) -> tuple[Convergence, str]:
+def judge(
+    draws: DrawBlocks | Mapping[str, Any] | np.ndarray, rule: Converged
+) -> tuple[Convergence, str]:
     """Examine a posterior; the text says what falls short, and is empty where nothing does.
 
     Parameters
     ----------
-    variables
-        Draws by name, ``[chain, draw, ...]``.
+    draws
+        As in `summarise`.
     rule
         What is enough.
     """
-    values, names = flattened(variables)
-    seen = summarise(values, rule.ess)
+    blocks = as_blocks(draws)
+    seen = summarise(blocks, rule.ess)
     if seen.satisfies(rule):
         return seen, ""
+    if blocks.num_draws < MIN_DRAWS:
+        return seen, f"{blocks.num_draws} draws of each chain are too few to examine"
     least = min(seen.ess, seen.ess_squares)
     what = "its squared deviation" if seen.ess_squares < seen.ess else "its draws"
     parts = []
     if not seen.rhat <= rule.rhat:
-        parts.append(f"R-hat is {seen.rhat:.3f} (at most {rule.rhat:g} was asked for)")
+        parts.append(
+            f"R-hat of '{blocks.name_of(seen.worst_rhat)}' is {_unlike(rule.rhat, seen.rhat, 3)} "
+            f"(at most {rule.rhat:g} was asked for)"
+        )
     if not least >= rule.ess:
         parts.append(
-            f"the effective sample size of '{names[seen.worst]}' ({what}) is {least:.0f} (at "
-            f"least {rule.ess:g} was asked for)"
+            f"the effective sample size of '{blocks.name_of(seen.worst)}' ({what}) is "
+            f"{_unlike(rule.ess, least, 0)} (at least {rule.ess:g} was asked for)"
         )
     return seen, " and ".join(parts)
+
+
+def _unlike(bound: float, value: float, digits: int) -> str:
+    """Write a number with as many digits as it takes not to read like the bound that it misses."""
+    while digits < 16 and float(f"{value:.{digits}f}") == float(f"{bound:g}"):
+        digits += 1
+    return f"{value:.{digits}f}"
