@@ -45,6 +45,7 @@ def describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> dic
         **LIBRARY,
         "kernel": known.name.removeprefix("langevin_ppl."),
         "target": request.target.description,
+        "static_arguments": list(request.target.static),
         "parameters": {k: _short(v) for k, v in reported(tuned).items()},
         "gradient_estimator": tuned.estimator,
         "temperature": float(tuned.parameters.get("temperature", 1.0)),
