@@ -102,7 +102,10 @@ def laplace(
     start_keys, draw_keys, _, key_export = run.phase_keys(rng_key, num_chains, mesh)
     plan = run.Plan(Static(split_ghmc), layout, capacity=run.capacity_of(layout, num_chains))
     propose, data = target.proposal()
-    found = find(start_keys, target.logdensity_fn, data, propose=propose, plan=plan, search=True)
+    with target.advising():
+        found = find(
+            start_keys, target.logdensity_fn, data, propose=propose, plan=plan, search=True
+        )
     positions, valid, search = to_host(found)
     if not valid.all():
         chain = int(np.argmin(valid))
@@ -131,6 +134,7 @@ def laplace(
         **LIBRARY,
         "kernel": "laplace",
         "target": target.description,
+        "static_arguments": list(target.static),
         "exact": False,
         "precision": str(layout.dtype),
         "pareto_k": pareto_k,

@@ -364,7 +364,8 @@ def _carry_out(job: Job, target: Any, folder: Folder | None, manner: Manner) -> 
     )
     phases = run.phase_keys(job.rng_key, job.num_chains, mesh)
     start_keys, warmup_keys, sample_keys, key_export = phases
-    tuned = (tune if job.gradient is None else by_noise)(start_keys, warmup_keys, request)
+    with target.advising():
+        tuned = (tune if job.gradient is None else by_noise)(start_keys, warmup_keys, request)
     thinning = tuned.thinning
     warmed = time.perf_counter()
 

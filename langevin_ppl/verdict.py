@@ -75,6 +75,7 @@ def describe(request: Request, tuned: Tuned, draws: Draws, thinning: int) -> dic
         **LIBRARY,
         "kernel": known.name.removeprefix("langevin_ppl."),
         "target": request.target.description,
+        "static_arguments": list(request.target.static),
         "parameters": {k: _short(v) for k, v in reported(tuned).items()},
         "metric": _metric(tuned),
         "gradient_estimator": tuned.estimator,

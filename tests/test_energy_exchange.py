@@ -310,7 +310,7 @@ def exchange(model=precision, y=Y, **options):
         (lambda: exchange(groups=("posterior_predictive",)), "cannot be drawn"),
         (lambda: exchange(groups="prior"), "groups"),
         (lambda: exchange(initial={"theta": jnp.ones(3)}), "leading axis"),
-        (lambda: exchange(initial={"theta": jnp.full(4, jnp.nan)}), "initial: the log density"),
+        (lambda: exchange(initial={"theta": jnp.full(4, jnp.nan)}), "Chain 0: .*given position"),
         (lambda: lp.energy.exchange(jax.random.key(0), lp.density(jnp.sum, jnp.zeros(2))),
          "NumPyro model"),
         (lambda: lp.energy.exchange(jax.random.key(0), 3), "NumPyro model"),

@@ -664,14 +664,11 @@ CONCRETE = {
 
 
 @pytest.mark.parametrize("name", CONCRETE)
-def test_a_concrete_value_is_asked_for_by_name(name):
+def test_arguments_that_are_needed_as_values_become_static(name):
     model, args, culprits = CONCRETE[name]
-    with pytest.raises(TypeError) as error:
-        lp.target(model, *args).init_position(KEY)
-    assert f"static={culprits!r}" in str(error.value)
-    assert model.__name__ in str(error.value)
-
-    target = lp.target(model, *args).replace(static=culprits)
+    target = lp.target(model, *args)
+    assert target.static == culprits
+    assert len(target.data) == len(args) - len(culprits)
     positions = random_positions(target, 1)
     position = jax.tree.map(lambda leaf: leaf[0], positions)
     expected = -potential_energy(model, args, {}, position)

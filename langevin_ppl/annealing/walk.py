@@ -150,6 +150,7 @@ class Walk(NamedTuple):
         described = {
             **LIBRARY,
             "target": target.description,
+            "static_arguments": list(target.static),
             "exact": False,
             "precision": str(layout.dtype),
             "num_chains": self.shape[0],

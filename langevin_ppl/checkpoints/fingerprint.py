@@ -12,7 +12,10 @@ _SPOKEN = {
     "positions": "the latent variables (names, shapes or precision) differ",
     "data": "the data differ",
     "stream": "the stream differs (its data, batch size or order)",
-    "density": "the model differs: its log density is another program",
+    "density": (
+        "the model differs, or the value of a static argument: its log density is another program"
+    ),
+    "differentiation": "forward_mode_differentiation differs",
 }
 
 
@@ -26,12 +29,15 @@ def fingerprint(target: Any) -> dict[str, str]:
     density = target.logdensity_fn
     if target.stream is not None:
         density = jax.tree_util.Partial(target.batch_logdensity_fn, target.some_rows(1))
+    # A program is the same however it is differentiated.
+    forward = target.options.forward_mode_differentiation
     lowered = jax.jit(lambda fn, x: fn(x)).lower(density, target.prototype)
     return {
         **({} if target.stream is None else {"stream": target.stream.fingerprint()}),
         "positions": f"{layout.treedef} {layout.leaves}",
         "data": checksum(target),
         "density": program_checksum(lowered),
+        **({"differentiation": "forward"} if forward else {}),
     }
 
 

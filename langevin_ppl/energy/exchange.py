@@ -250,6 +250,7 @@ def _described(
         **counts,
         "kernel": "exchange",
         "target": found.description,
+        "static_arguments": list(found.static),
         "parameters": scalars,
         "intractable": list(found.structure.intractable),
         "inner_kernel": plan.kernel.__name__,
@@ -350,6 +351,5 @@ def _check_begun(found: IntractableTarget, layout: Layout, chains: WalkState) ->
     if not finite.all():
         chain = int(np.flatnonzero(~finite)[0])
         raise ValueError(
-            f"initial: the log density of chain {chain} is not finite where it starts. "
-            f"{found.explain(layout.unravel(chains.positions[chain]))}"
+            f"Chain {chain}: {found.explain(layout.unravel(chains.positions[chain]), given=True)}"
         )

@@ -133,7 +133,7 @@ class IntractableTarget(ModelTarget):
             check_target(given, "energy.exchange")
         found = cls(given._code, given._arrays, given._fixed, given.options)
         check_target(found, "energy.exchange")
-        # Here, because inside of a trace the initial values of parameters would be tracers.
+        # Here, because every program would compute the initial values of parameters anew.
         found = cast(IntractableTarget, found.with_fixed({}))
         found._check()
         return found

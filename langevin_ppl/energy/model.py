@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.distributions.transforms import biject_to
 from numpyro.primitives import Messenger
 
 from langevin_ppl.base import Array, LogDensity, Position
@@ -92,17 +91,14 @@ class EnergyModel:
 
     def parameters(self) -> dict[str, Any]:
         """Unconstrained parameters that the model begins with, by the name of the site."""
-        transforms = self._transforms()
+        transforms = self.whole.parameter_transforms
         values = {name: self.whole.fixed[name] for name in transforms}
         return {name: jax.tree.map(to.inv, values[name]) for name, to in transforms.items()}
 
     def values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters as the model sees them."""
-        return {name: jax.tree.map(to, parameters[name]) for name, to in self._transforms().items()}
-
-    def _transforms(self) -> dict[str, Any]:
-        constraints = self.whole.structure.parameters
-        return {name: biject_to(constraint) for name, constraint in constraints.items()}
+        transforms = self.whole.parameter_transforms
+        return {name: jax.tree.map(to, parameters[name]) for name, to in transforms.items()}
 
     def density(self, parameters: Mapping[str, Any], row: Any = None) -> LogDensity:
         """Log density of the latent sites up to a constant, for the condition of one datum."""

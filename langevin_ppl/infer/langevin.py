@@ -22,6 +22,7 @@ from langevin_ppl.gradients import on_flat
 from langevin_ppl.kernels import Kernel, ReplicaState, check_burn_in, split_ghmc
 from langevin_ppl.run import in_step
 from langevin_ppl.targets import density, target
+from langevin_ppl.targets.target import check_flag
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup import (
     Begun,
@@ -129,6 +130,9 @@ class Langevin(MCMCKernel):
         `langevin_ppl.minibatch`, `control_variates`, `svrg` or a `GradientEstimator`, for kernels
         without a Metropolis test. By default all the data, unless the model has a subsampled plate:
         then as in `langevin_ppl.sample`.
+    forward_mode_differentiation
+        Whether gradients are taken by forward mode, as of a model with a ``while_loop``; see
+        ``target.replace``.
     **parameters
         Parameters of the kernel (``step_size``, ``friction``, ...), which are then not tuned.
 
@@ -170,6 +174,7 @@ class Langevin(MCMCKernel):
         dense_mass: bool | None = None,
         find_mode: bool = True,
         gradient: Any = None,
+        forward_mode_differentiation: bool = False,
         **parameters: Any,
     ):
         name = type(self).__name__
@@ -193,6 +198,7 @@ class Langevin(MCMCKernel):
             raise ValueError(
                 f"{name}: expected target_accept_prob between 0 and 1, got {target_accept_prob!r}."
             )
+        check_flag(name, "forward_mode_differentiation", forward_mode_differentiation)
         kernel.prepare(parameters)
         self._model = model
         self._potential_fn = potential_fn
@@ -202,6 +208,7 @@ class Langevin(MCMCKernel):
         self._dense_mass = dense_mass
         self._find_mode = find_mode
         self._gradient = gradient
+        self._forward_mode_differentiation = forward_mode_differentiation
         self._parameters = parameters
         self._num_warmup = 0
         self._layout: Layout | None = None
@@ -292,10 +299,13 @@ class Langevin(MCMCKernel):
         traced = isinstance(split, Tracer)
         program = nested if traced else functools.partial
         search, start = program(find, **options), program(begin, plan=setup.plan)
-        found = search(split[:, 0], logdensity_fn, data)
+        with posterior.advising():
+            found = search(split[:, 0], logdensity_fn, data)
         if not traced and not bool(jnp.all(found.valid)):
             chain = int(np.argmin(np.asarray(found.valid)))
-            raise ValueError(posterior.explain(layout.unravel(found.positions[chain])))
+            position = layout.unravel(found.positions[chain])
+            given = init_params is not None
+            raise ValueError(f"Chain {chain}: {posterior.explain(position, given=given)}")
         begun = start(split[:, 1], logdensity_fn, found, setup.for_tuner, setup.first)
         # The chains of the kernel are flat; NumPyro's are dicts of sites.
         chains = jax.vmap(self._kernel.adopt)(begun.chains.states)
@@ -451,8 +461,11 @@ class Langevin(MCMCKernel):
         init_params: Any = None,
     ) -> Any:
         """Target of the arguments; it is made anew in every trace, and looks at nothing twice."""
+        forward = self._forward_mode_differentiation
         if self._model is not None:
-            return target(self._model, *args, **kwargs).replace(init_strategy=self._init_strategy)
+            return target(self._model, *args, **kwargs).replace(
+                init_strategy=self._init_strategy, forward_mode_differentiation=forward
+            )
         potential_fn = self._potential_fn
         assert potential_fn is not None
         if init_params is not None:
@@ -460,7 +473,9 @@ class Langevin(MCMCKernel):
         else:
             assert self._layout is not None  # `init` has run
             prototype = self._layout.unravel(jnp.zeros(self._layout.dimension, self._layout.dtype))
-        return density(_Negative(potential_fn), prototype)
+        return density(_Negative(potential_fn), prototype).replace(
+            forward_mode_differentiation=forward
+        )
 
     def _setup(self, posterior: Any, initial: Any, axis_name: str | None) -> tuple[Setup, Request]:
         request = self._request(posterior, initial)

@@ -6,19 +6,31 @@ Inside a `Code`, arguments are named ``"0", "1", ...`` where they are positional
 import dataclasses
 import functools
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from numpyro.primitives import Messenger
 
 from langevin_ppl.base import Array
-from langevin_ppl.streams import Column, Stream
+from langevin_ppl.streams import Absent, Column, Stream
 from langevin_ppl.targets.leaves import Spec, Static, join, split
 from langevin_ppl.tree import leaf_names
 
-__all__ = ["Arguments", "Code", "Slot", "bind", "by_name", "model_name", "stream_of"]
+__all__ = [
+    "Arguments",
+    "Bound",
+    "Code",
+    "Slot",
+    "bind",
+    "by_name",
+    "model_name",
+    "settled",
+    "stream_of",
+]
 
 type Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -125,6 +137,110 @@ def bind(
     data = {k: value for k, value in by_slot.items() if k not in code}
     spec, arrays = split(data, {k: jax.tree.map(_concrete, value) for k, value in code.items()})
     return Code(model, spec), arrays
+
+
+class Bound(NamedTuple):
+    """A model with its arguments, split into code and data.
+
+    Attributes
+    ----------
+    code, arrays
+        From `bind`.
+    static
+        Names of the arguments that are code.
+    """
+
+    code: Code
+    arrays: tuple[Any, ...]
+    static: tuple[str, ...]
+
+
+NEEDS_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What JAX raises where a model needs the value of a tracer."""
+
+MAY_NEED_VALUE = (*NEEDS_VALUE, TypeError, AttributeError)
+"""What else it may look like: ``jnp.zeros(n)``, a dictionary's key, a method of NumPy arrays."""
+
+
+def settled(bound: Bound, trace: Callable[[Code, tuple[Any, ...]], Any]) -> Bound:
+    """Make those arguments static without whose values the model cannot be traced.
+
+    Which they are is found by trying: no other argument becomes static.
+
+    Parameters
+    ----------
+    bound
+        A model with its arguments.
+    trace
+        Traces the model.
+
+    Raises
+    ------
+    TypeError
+        If a value is needed that no argument gives.
+    """
+    code, arrays, declared = bound
+
+    def tried(*names: str) -> tuple[Bound, Exception | None]:
+        """Trace with these static as well, and get what that raises."""
+        static, found = (*declared, *names), bound
+        try:
+            if names:
+                found = Bound(*bind(code.model, *code.arguments(arrays), static), static)
+            trace(found.code, found.arrays)
+        except Exception as error:
+            return found, error
+        return found, None
+
+    _, error = tried()
+    if not isinstance(error, MAY_NEED_VALUE):
+        return bound  # another fault is said where the model is used
+    needs_value = isinstance(error, NEEDS_VALUE)
+
+    def cures(left: Exception | None) -> bool:
+        return not isinstance(left, NEEDS_VALUE) if needs_value else left is None
+
+    slots = code.slots(len(arrays))
+    # A column of a stream has no value, nor has what an outer program traces.
+    unknown = {name for name, _, i in slots if isinstance(arrays[i], Absent | Tracer)}
+    known = [name for name in dict.fromkeys(name for name, _, _ in slots) if name not in unknown]
+    for names in (known, *([name] for name in known)):  # static arrays lack what JAX's have: x.at
+        found, left = tried(*names) if names else (bound, error)
+        if cures(left):
+            break
+    else:
+        if needs_value:
+            raise TypeError(_unknown_value(model_name(code.model.value), error, unknown)) from error
+        raise error
+    for name in tuple(names) if len(names) > 1 else ():
+        others = [other for other in names if other != name]
+        without, left = tried(*others)
+        if cures(left):
+            found, names = without, others
+    return settled(found, trace)  # behind this fault there may be another
+
+
+def _unknown_value(model: str, error: Exception, unknown: set[str]) -> str:
+    """Say that the model needs a value which is not to be had."""
+    first = str(error).strip().splitlines()[0].rstrip(".")
+    hidden = ""
+    if unknown:
+        hidden = (
+            f" It may be that of {' or '.join(map(repr, sorted(unknown)))}, which has none: it is "
+            "a column of a stream, or itself traced (by jax.jit, jax.vmap, or "
+            "MCMC(..., jit_model_args=True))."
+        )
+    return (
+        f"The model {model} needs a value while it is traced ({first}), and making its arguments "
+        f"static does not give it.{hidden} Where it depends on a latent site, write jnp.where or "
+        "jax.lax.cond in place of `if`, int() and NumPy. Where it depends on data alone, compute "
+        "it with NumPy, because jax.numpy gives no values inside a trace."
+    )
 
 
 def stream_of(arguments: Any) -> Stream | None:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from langevin_ppl.base import Array, LogDensity, Position, PRNGKey
+from langevin_ppl.targets.forward import by_forward_mode
 from langevin_ppl.targets.leaves import Spec, Static, join, split
 from langevin_ppl.targets.target import BaseTarget, Options, Proposal
-from langevin_ppl.tree import all_finite, leaf_names, variable_names
+from langevin_ppl.tree import leaf_names, variable_names
 
 __all__ = ["DensityTarget", "density"]
 
@@ -99,7 +100,8 @@ class DensityTarget(BaseTarget):
     @property
     def logdensity_fn(self) -> LogDensity:
         """Log density as a pytree function."""
-        return self._logdensity_fn
+        forward = self.options.forward_mode_differentiation
+        return by_forward_mode(self._logdensity_fn) if forward else self._logdensity_fn
 
     @property
     def prototype(self) -> Position:
@@ -111,18 +113,10 @@ class DensityTarget(BaseTarget):
         strategy = self.options.init_strategy
         return (_jitter if strategy is None else _Strategy(Static(strategy))), self._position
 
-    def explain(self, position: Position) -> str:
-        """Say what is wrong at a position where the log density will not do."""
-        value, gradient = jax.value_and_grad(self.logdensity_fn)(position)
-        bad = [
-            name for name, leaf in self.constrain(gradient).items() if not bool(all_finite(leaf))
-        ]
-        gradient_too = f" and its gradient not finite in {', '.join(bad)}" if bad else ""
-        return (
-            "The log density was not finite at any of the starting positions tried: at the last "
-            f"its value was {float(value)}{gradient_too}. Pass another `position`, or set "
-            "target.replace(init_strategy=...)."
-        )
+    def _advised(self, same: bool, is_finite: bool) -> str:
+        if same:
+            return "a function that uses its key, or None: uniform within 2 of `position`"
+        return "a function from a key to a position, or pass another `position`"
 
     def constrain(self, position: Position) -> dict[str, Array]:
         """Name the leaves of one position: ``x`` for a bare array, else their paths."""

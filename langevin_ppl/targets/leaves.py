@@ -111,7 +111,12 @@ def split(tree: Any, static: Mapping[str, Any] | None = None) -> tuple[Spec, tup
 def _as_array(leaf: Any) -> Any:
     if isinstance(leaf, Column):
         return Absent(leaf.shape, leaf.dtype, leaf.name)
-    return leaf if isinstance(leaf, Absent) else jnp.asarray(leaf)
+    if isinstance(leaf, Absent):
+        return leaf
+    if isinstance(leaf, jax.Array):
+        return jnp.asarray(leaf)
+    with jax.ensure_compile_time_eval():  # inside a trace it would be traced as well
+        return jnp.asarray(leaf)
 
 
 def join(spec: Spec, arrays: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:

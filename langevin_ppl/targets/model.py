@@ -8,29 +8,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.tree_util import Partial
-from numpyro.infer import init_to_uniform
+from numpyro.infer import init_to_median, init_to_sample, init_to_uniform
 
 from langevin_ppl.base import Array, LogDensity, Plate, Position, PRNGKey, Rows
 from langevin_ppl.devices import place, to_host
 from langevin_ppl.streams import Absent, Stream
 from langevin_ppl.targets import programs
-from langevin_ppl.targets.calls import Code, bind, by_name, model_name, stream_of
+from langevin_ppl.targets.calls import (
+    Bound,
+    Code,
+    bind,
+    by_name,
+    model_name,
+    settled,
+    stream_of,
+)
+from langevin_ppl.targets.forward import by_forward_mode
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.targets.structure import Structure, inspect_model, refuse_numbers
 from langevin_ppl.targets.target import BaseTarget, Options, Proposal
 from langevin_ppl.tree import all_finite
 
 __all__ = ["ModelTarget", "target"]
-
-NEEDS_CONCRETE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.TracerBoolConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -49,8 +51,9 @@ class ModelTarget(BaseTarget):
         batch_size: int | None = None,
         stream: Stream | None = None,
     ):
-        self._code = code
-        self._arrays = arrays
+        self._parts = code, arrays
+        self._is_settled = False
+        self._kept: dict[Callable[..., Any], Any] = {}
         self._fixed = fixed
         self.options = options
         self._batch_size = batch_size
@@ -65,13 +68,18 @@ class ModelTarget(BaseTarget):
         """Inverse of `tree_flatten`."""
         code, options, batch_size = aux
         arrays, fixed = children
-        return cls(code, arrays, fixed, options.value, batch_size)
+        copy = cls(code, arrays, fixed, options.value, batch_size)
+        copy._is_settled = True
+        return copy
 
     def _with_options(self, options: Options) -> "ModelTarget":
+        code, arrays = self._parts
         if options.static == self.options.static:
-            return self._remade(self._code, self._arrays, self._fixed, options)
-        model = self._code.model
-        args, kwargs = self._code.arguments(self._arrays)
+            copy = self._remade(code, arrays, self._fixed, options)
+            copy._is_settled = self._is_settled
+            return copy
+        model = code.model
+        args, kwargs = code.arguments(arrays)
         passed = by_name(model.value, args, kwargs)
         unknown = sorted(set(options.static) - set(passed))
         if unknown:
@@ -96,7 +104,7 @@ class ModelTarget(BaseTarget):
         ValueError
             For a model that Langevin dynamics cannot sample; the message says the cure.
         TypeError
-            For a model that needs the value of an argument; the message names it.
+            For a model that needs a value which no argument gives.
         """
         try:
             found = inspect_model(self._code, self._arrays, self._batch_size)
@@ -104,63 +112,80 @@ class ModelTarget(BaseTarget):
                 refuse_numbers(self._code, self._arrays, found)
             if found.intractable and not self.takes_intractable:
                 raise ValueError(_intractable(found.intractable))
+            if found.plates and self.options.forward_mode_differentiation:
+                raise ValueError(
+                    "forward_mode_differentiation: expected a model that reads all its rows, "
+                    "because the noise of batches is measured by reverse mode; the plate "
+                    f"{', '.join(map(repr, found.plates))} is subsampled. Leave out subsample_size."
+                )
             return found
-        except NEEDS_CONCRETE as error:
-            raise TypeError(self._explain_concrete(error)) from error
         except Exception as error:
             error.add_note(f"langevin_ppl: while tracing {self.description}.")
             raise
 
-    def _explain_concrete(self, error: Exception) -> str:
-        first = str(error).strip().splitlines()[0].rstrip(".")
-        declared = self.options.static
+    @property
+    def static(self) -> tuple[str, ...]:
+        """Names of the arguments that are part of the program: those asked for, and those needed.
 
-        def suffices(names: list[str]) -> bool:
-            try:
-                other = self.replace(static=(*declared, *names))
-                inspect_model(other._code, other._arrays, self._batch_size)
-            except NEEDS_CONCRETE:
-                return False
-            except Exception:  # another fault, which will be said when this one is cured
-                return True
-            return True
+        The model is traced with its arrays as abstract data. Arguments whose values it needs then,
+        in ``np.isnan(x)``, ``int(n)`` or ``if x.sum() > 0``, become static by themselves. Other
+        data in them are another program, which is compiled anew.
+        """
+        self._settle()
+        return self.options.static
 
-        culprits = list(dict.fromkeys(name for name, _, _ in self._code.slots(len(self._arrays))))
-        if not suffices(culprits):
-            return (
-                f"{self.description} needs a concrete value while it is traced ({first}), and it "
-                "depends on a latent site: no argument is at fault. Write it with jax.numpy, "
-                "jnp.where or jax.lax.cond in place of NumPy, `if` and int()."
-            )
-        for name in tuple(culprits):
-            others = [n for n in culprits if n != name]
-            if suffices(others):
-                culprits = others
-        return (
-            f"{self.description} needs the value of {' and '.join(map(repr, culprits))} while it "
-            f"is traced ({first}). Arrays given to a model are data of a compiled program and "
-            "have no value then. Make it part of the program: "
-            f"target.replace(static={(*declared, *culprits)!r})."
-        )
+    @property
+    def _code(self) -> Code:
+        return self._settle()[0]
 
-    @functools.cached_property
+    @property
+    def _arrays(self) -> tuple[Array, ...]:
+        return self._settle()[1]
+
+    def _settle(self) -> tuple[Code, tuple[Array, ...]]:
+        """Split the arguments for good when they are first needed: options may be set before."""
+        if not self._is_settled:
+            trace = functools.partial(inspect_model, batch_size=self._batch_size)
+            found = settled(Bound(*self._parts, self.options.static), trace)
+            self._parts = found.code, found.arrays
+            self.options = self.options._replace(static=found.static)
+            self._is_settled = True
+        return self._parts
+
+    @property
     def _data(self) -> tuple[tuple[Array, ...], dict[str, Any]]:
         """Arguments and the values of ``param`` and ``mutable`` sites."""
-        if self._fixed is not None:
-            return self._arrays, self._fixed
-        names = self.structure.fixed
-        if not names:
-            return self._arrays, {}
-        return self._arrays, programs.fixed_values(
-            self._code, self._arrays, jax.random.key(0), names, self._blank
-        )
+        fixed = self._fixed
+        if fixed is None:
+            names = self.structure.fixed
+            fixed = self._of_arguments(programs.fixed_values, names) if names else {}
+        return self._arrays, fixed
+
+    @property
+    def parameter_transforms(self) -> dict[str, Any]:
+        """Transforms from unconstrained space of the ``param`` sites."""
+        names = self.structure.parameters
+        return self._of_arguments(programs.parameter_transforms, names) if names else {}
+
+    def _of_arguments(self, program: Callable[..., Any], names: tuple[str, ...]) -> Any:
+        """Result of a program of the arguments alone; it is kept unless they are traced."""
+        if any(isinstance(array, Tracer) for array in self._arrays):
+            return program(self._code, self._arrays, jax.random.key(0), names, self._blank)
+        if program not in self._kept:
+            # The target outlives the trace in which this may be asked for first.
+            with jax.ensure_compile_time_eval():
+                self._kept[program] = program(
+                    self._code, self._arrays, jax.random.key(0), names, self._blank
+                )
+        return self._kept[program]
 
     @functools.cached_property
     def _blank(self) -> dict[str, Rows] | None:
         """A row of zeros in the place of a stream's rows, for programs that look at none."""
         if self._batch_size is None:
             return None
-        return self._rows_of(np.zeros(1, int), lambda a: np.zeros((1, *a.shape[1:]), a.dtype))
+        with jax.ensure_compile_time_eval():  # as in `_of_arguments`
+            return self._rows_of(np.zeros(1, int), lambda a: np.zeros((1, *a.shape[1:]), a.dtype))
 
     def _rows_of(self, indices: Any, values: Callable[[Absent], Any]) -> dict[str, Rows]:
         """Rows of the plate that a stream's columns are read in."""
@@ -193,8 +218,7 @@ class ModelTarget(BaseTarget):
 
     def with_fixed(self, values: Mapping[str, Any]) -> "ModelTarget":
         """Return a copy with other values of some ``param`` and ``mutable`` sites."""
-        fixed = {**self._data[1], **values}
-        return self._remade(self._code, self._arrays, fixed, self.options)
+        return self._with_values(self._arrays, {**self._data[1], **values})
 
     @property
     def summed_out(self) -> tuple[str, ...]:
@@ -208,7 +232,12 @@ class ModelTarget(BaseTarget):
 
     def with_data(self, data: tuple[Array, ...]) -> "ModelTarget":
         """Return a copy with other arrays of the same shapes."""
-        return self._remade(self._code, data, self._fixed, self.options)
+        return self._with_values(data, self._fixed)
+
+    def _with_values(self, arrays: tuple[Array, ...], fixed: Any) -> "ModelTarget":
+        copy = self._remade(self._code, arrays, fixed, self.options)
+        copy._is_settled = True
+        return copy
 
     def call(self, data: tuple[Any, ...]) -> Any:
         """Call the model, with anything in the places of its arrays."""
@@ -245,7 +274,8 @@ class ModelTarget(BaseTarget):
         Discrete latent sites are summed out.
         """
         nesting = self.structure.nesting if self.summed_out else None
-        return Partial(programs.ModelLogDensity(self._code, nesting), *self._data)
+        density = Partial(programs.ModelLogDensity(self._code, nesting), *self._data)
+        return by_forward_mode(density) if self.options.forward_mode_differentiation else density
 
     @property
     def starting_density_fn(self) -> LogDensity:
@@ -341,8 +371,8 @@ class ModelTarget(BaseTarget):
         names = tuple(self.structure.prototype)
         return programs.Strategy(self._code, Static(strategy), names), (*self._data, self._blank)
 
-    def explain(self, position: Position) -> str:
-        """Say which sites are at fault where the log density will not do."""
+    def _faults(self, position: Position) -> tuple[str, str]:
+        """Sites whose log density is not finite, and arguments that hold NaN."""
         values = self.constrain(position)
         latent = {name: values[name] for name in self.structure.prototype}
         rows = None if self.stream is None else self.some_rows(TRIED_ROWS)
@@ -357,27 +387,25 @@ class ModelTarget(BaseTarget):
             for name, term in terms.items()
             if not bool(all_finite(term))
         ]
-        gradient = jax.grad(self.starting_density_fn)(position)
-        steep = [repr(name) for name, g in gradient.items() if not bool(all_finite(g))]
-        what = []
-        if bad:
-            what.append(f"the log density of site {', '.join(bad)} is not finite")
-        if steep:
-            what.append(f"the gradient for site {', '.join(steep)} is not finite")
         holes = [
             f"'{label}' has NaN in its {where}"
             for _, label, number in self._code.slots(len(self._arrays))
             if not isinstance(self._arrays[number], Absent)
             and (where := _nan_rows(self._arrays[number]))
         ]
-        data = f" Of the arguments, {' and '.join(holes)}." if holes else ""
         return (
-            f"{self.description}: no starting position with a finite log density was found. "
-            f"At the last one tried, {' and '.join(what) or 'their sum is not finite'}.{data} "
-            "Check the model and the data there (a value outside a distribution's support, a "
-            "logarithm of 0, missing values without a mask), or set "
-            "target.replace(init_strategy=...), for example numpyro.infer.init_to_median."
+            f", that of site {', '.join(bad)}" if bad else "",
+            f" Of the arguments, {' and '.join(holes)}." if holes else "",
         )
+
+    def _advised(self, same: bool, is_finite: bool) -> str:
+        names = [init_to_uniform.__name__, init_to_sample.__name__]
+        if not (same or is_finite):
+            names.append(init_to_median.__name__)
+        used = self.options.init_strategy or init_to_uniform
+        used = getattr(used, "func", used)
+        others = [f"numpyro.infer.{n}" for n in names if n != getattr(used, "__name__", "")]
+        return f"for example {' or '.join(others)}"
 
     def constrain(self, position: Position, batch_ndims: int = 0) -> dict[str, Array]:
         """Constrained sites and deterministics of unconstrained positions.
@@ -482,10 +510,16 @@ class ModelTarget(BaseTarget):
             Observed sites, each of shape ``[chain, draw, ...]``.
         """
         code, arrays, observed = self._code, self._data[0], self.structure.observed
+        latent = self.posterior_samples(samples)
         if args or kwargs:
             # What is observed in the new call may differ: y=None is how NumPyro users predict.
-            code, arrays = bind(self._code.model, args, kwargs, self.options.static)
-        latent = self.posterior_samples(samples)
+            bound = Bound(*bind(code.model, args, kwargs, self.static), self.static)
+
+            def trace(code: Code, arrays: tuple[Any, ...]) -> Any:
+                program = functools.partial(programs.predict, code, observed=observed)
+                return jax.eval_shape(program, arrays, self._data[1], rng_key, latent)
+
+            code, arrays, _ = settled(bound, trace)
         if self.summed_out:
             if args or kwargs:
                 raise ValueError(
@@ -570,7 +604,7 @@ class ModelTarget(BaseTarget):
     @property
     def description(self) -> str:
         """What the target is, for messages and the attributes of a run."""
-        return f"model {model_name(self._code.model.value)}"
+        return f"model {model_name(self._parts[0].model.value)}"
 
 
 def _intractable(names: tuple[str, ...]) -> str:
@@ -608,8 +642,12 @@ def target(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelTarget:
 
     Arrays among the arguments are data: a second target with arrays of the same shapes reuses
     every compiled program. So are the columns of a `stream`, whose rows stay where they are. Python
-    numbers, strings and callables are part of the program, and so are the arguments named by
-    ``target.replace(static=...)``.
+    numbers, strings and callables are part of the program.
+
+    So is an array whose values the model needs while it is traced, as in ``np.isnan(x)``,
+    ``int(n.max())`` or ``if x.sum() > 0``: ``target.static`` names such arguments, and in the
+    DataTree of a run so does the attribute ``static_arguments``. New data in them are compiled
+    anew. Others are made static by ``target.replace(static=...)``.
 
     Parameters
     ----------

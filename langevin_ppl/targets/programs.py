@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
-from numpyro.distributions import MaskedDistribution
+from numpyro.distributions import MaskedDistribution, constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import Predictive, init_to_uniform
 from numpyro.infer.util import constrain_fn, log_likelihood, potential_energy
@@ -34,6 +34,7 @@ __all__ = [
     "draw_discrete",
     "fixed_values",
     "observed_values",
+    "parameter_transforms",
     "pointwise_log_likelihood",
     "predict",
     "predict_prior",
@@ -241,11 +242,32 @@ def fixed_values(
     rows: dict[str, Rows] | None = None,
 ) -> dict[str, Any]:
     """Initial values of ``param`` and ``mutable`` sites."""
+    sites = _initial_sites(code, arrays, rng_key, rows)
+    return {name: sites[name]["value"] for name in names}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def parameter_transforms(
+    code: Code,
+    arrays: tuple[Array, ...],
+    rng_key: PRNGKey,
+    names: tuple[str, ...],
+    rows: dict[str, Rows] | None = None,
+) -> dict[str, Any]:
+    """Transforms from unconstrained space of ``param`` sites, whose bounds may be arrays."""
+    sites = _initial_sites(code, arrays, rng_key, rows)
+    given = {name: sites[name]["kwargs"].get("constraint", constraints.real) for name in names}
+    return {name: biject_to(constraint) for name, constraint in given.items()}
+
+
+def _initial_sites(
+    code: Code, arrays: tuple[Array, ...], rng_key: PRNGKey, rows: dict[str, Rows] | None
+) -> dict[str, Any]:
+    """Trace of a model whose ``param`` and ``mutable`` sites have their initial values."""
     args, kwargs = code.arguments(arrays)
     model = OnRows(code.model.value, rows, arrays)
     seeded = handlers.substitute(handlers.seed(model, rng_key), substitute_fn=init_to_uniform())
-    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-    return {name: trace[name]["value"] for name in names}
+    return handlers.trace(seeded).get_trace(*args, **kwargs)
 
 
 @functools.partial(jax.jit, static_argnums=0)

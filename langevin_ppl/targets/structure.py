@@ -5,14 +5,14 @@ Nothing is computed and nothing compiled here: the model runs once under ``jax.e
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 from numpyro import handlers
-from numpyro.distributions import Unit, constraints
+from numpyro.distributions import Unit
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import init_to_uniform
 from numpyro.infer.util import helpful_support_errors
@@ -48,7 +48,7 @@ class Structure(NamedTuple):
     fixed
         Names of ``param`` and ``mutable`` sites, which are held at their initial values.
     parameters
-        Constraints of the ``param`` sites among them, by name.
+        Names of the ``param`` sites among them.
     observed
         Names of observed sites.
     observed_arguments
@@ -75,7 +75,7 @@ class Structure(NamedTuple):
     prototype: dict[str, jax.ShapeDtypeStruct]
     layout: Layout
     fixed: tuple[str, ...]
-    parameters: Mapping[str, Any]
+    parameters: tuple[str, ...]
     observed: tuple[str, ...]
     observed_arguments: frozenset[int]
     shapes: dict[str, tuple[int, ...]]
@@ -334,11 +334,7 @@ def _structure(
         prototype=prototype,
         layout=Layout.of(prototype),
         fixed=tuple(k for k, v in trace.items() if v["type"] in ("param", "mutable")),
-        parameters={
-            k: v["kwargs"].get("constraint", constraints.real)
-            for k, v in trace.items()
-            if v["type"] == "param"
-        },
+        parameters=tuple(k for k, v in trace.items() if v["type"] == "param"),
         observed=tuple(observed),
         observed_arguments=frozenset(
             positions[id(v["value"])] for v in observed.values() if id(v["value"]) in positions

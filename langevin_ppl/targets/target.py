@@ -1,6 +1,8 @@
 """What all targets share: options, and starting positions with a finite log density."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -10,9 +12,17 @@ from jax.sharding import Mesh
 
 from langevin_ppl.base import Array, GradientEstimator, LogDensity, Plate, Position, PRNGKey
 from langevin_ppl.targets.labels import RESERVED, distinct_dims, distinct_names, safe_dim
-from langevin_ppl.tree import all_finite, ravel
+from langevin_ppl.tree import all_finite, ravel, variable_names
 
-__all__ = ["MAX_TRIES", "BaseTarget", "Options", "Proposal", "first_valid"]
+__all__ = [
+    "MAX_TRIES",
+    "BaseTarget",
+    "Options",
+    "Proposal",
+    "check_flag",
+    "first_valid",
+    "is_valid",
+]
 
 MAX_TRIES = 100
 """Starting positions tried before giving up (as many as NumPyro tries)."""
@@ -31,12 +41,15 @@ class Options(NamedTuple):
         Names of the dimensions of variables, and coordinate values of dimensions, for ArviZ.
     init_strategy
         How starting positions are found; None is the target's own default.
+    forward_mode_differentiation
+        Whether gradients are taken by forward mode.
     """
 
     static: tuple[str, ...] = ()
     dims: Mapping[str, Sequence[str]] = {}
     coords: Mapping[str, Any] = {}
     init_strategy: Callable[..., Any] | None = None
+    forward_mode_differentiation: bool = False
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -85,11 +98,21 @@ def _coords(value: Any) -> dict[str, Any]:
     return coords
 
 
+def check_flag(owner: str, option: str, value: Any) -> bool:
+    """Refuse what is not True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{owner}: expected {option} to be True or False, got {value!r}.")
+    return value
+
+
 _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "static": _names,
     "dims": _dims,
     "coords": _coords,
     "init_strategy": _strategy,
+    "forward_mode_differentiation": functools.partial(
+        check_flag, "target.replace", "forward_mode_differentiation"
+    ),
 }
 
 
@@ -104,6 +127,11 @@ class BaseTarget:
     @property
     def summed_out(self) -> tuple[str, ...]:
         """Names of discrete latent sites, which the log density sums out."""
+        return ()
+
+    @property
+    def static(self) -> tuple[str, ...]:
+        """Names of the arguments of a model that are part of the program; a density has none."""
         return ()
 
     @property
@@ -188,7 +216,8 @@ class BaseTarget:
         Parameters
         ----------
         static
-            Names of model arguments that the program needs as concrete values.
+            Names of model arguments that become part of the program. Those whose values the model
+            needs while it is traced do so by themselves; see ``target.static``.
         dims
             Dimension names of variables, ``{"beta": ["feature"]}``: those of the axes after
             ``chain`` and ``draw``.
@@ -197,6 +226,11 @@ class BaseTarget:
         init_strategy
             For a NumPyro model, an initialisation strategy of ``numpyro.infer``. For a density,
             a function from a key to a position.
+        forward_mode_differentiation
+            Whether gradients are taken by forward mode, as by NumPyro's option of this name: for
+            few dimensions, and a log density that reverse mode cannot differentiate, because it has
+            a ``while_loop`` or a ``fori_loop`` of unknown length. One gradient costs as many
+            passes as there are dimensions. Not with subsampled plates.
 
         Raises
         ------
@@ -222,8 +256,90 @@ class BaseTarget:
         """How starting positions are made: a hashable function of a key and data, and the data."""
         raise NotImplementedError
 
-    def explain(self, position: Position) -> str:
-        """Say what is wrong at a position where the log density will not do."""
+    @property
+    def description(self) -> str:
+        """What the target is, for messages and the attributes of a run."""
+        raise NotImplementedError
+
+    def _faults(self, position: Position) -> tuple[str, str]:
+        """Where a log density that is not finite comes from: after its value, and by itself."""
+        return "", ""
+
+    def explain(self, position: Position, *, given: bool = False) -> str:
+        """Say what is wrong with a starting position.
+
+        Parameters
+        ----------
+        position
+            Unconstrained, where the log density or its gradient is not finite.
+        given
+            Whether the user gave it; else it is the last of those that were tried.
+        """
+        value, gradient = jax.value_and_grad(self.starting_density_fn)(position)
+        leaves = zip(variable_names(gradient), jax.tree.leaves(gradient), strict=True)
+        steep = ", ".join(f"'{name}'" for name, leaf in leaves if not bool(all_finite(leaf)))
+        where = "At the given position" if given else "At the last starting position tried"
+        cure = "Give another position." if given else self._other_starts(bool(all_finite(value)))
+        if bool(all_finite(value)):
+            return (
+                f"{self.description}: no start with a finite gradient. {where} the log density is "
+                f"finite ({float(value):.6g}), but its gradient for {steep} is not. Square roots, "
+                "norms and eigendecompositions have no derivative at 0 or where eigenvalues are "
+                f"equal. {cure}"
+            )
+        sites, data = self._faults(position)
+        too = f", and its gradient for {steep} is not finite" if steep else ""
+        return (
+            f"{self.description}: no start with a finite log density. {where} the log density is "
+            f"{float(value)}{sites}{too}.{data} Check the model and the data there (a value "
+            "outside a distribution's support, a logarithm of 0, missing values without a mask). "
+            f"{cure}"
+        )
+
+    def _other_starts(self, is_finite: bool) -> str:
+        """Advise another ``init_strategy`` than the one in use."""
+        propose, data = self.proposal()
+        first, second = (jax.tree.leaves(propose(jax.random.key(i), data)) for i in range(2))
+        same = all(bool(jnp.array_equal(a, b)) for a, b in zip(first, second, strict=True))
+        tried = "Its init_strategy gives the same position every time. " if same else ""
+        return (
+            f"{tried}Set target.replace(init_strategy=...), or init_strategy of the kernel in "
+            f"langevin_ppl.infer, {self._advised(same, is_finite)}."
+        )
+
+    def _advised(self, same: bool, is_finite: bool) -> str:
+        """Name strategies."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def advising(self) -> Iterator[None]:
+        """Advise forward mode where an error comes of the lack of a gradient by reverse mode."""
+        try:
+            yield
+        except Exception as error:
+            if self.options.forward_mode_differentiation or self._has_gradient(jax.grad):
+                raise
+            if not self._has_gradient(jax.jacfwd):
+                raise
+            raise ValueError(
+                f"{self.description}: its log density has no gradient by reverse mode (JAX cannot "
+                "go back through a while_loop, nor a fori_loop of unknown length), but one by "
+                "forward mode. Set target.replace(forward_mode_differentiation=True), or pass "
+                "forward_mode_differentiation=True to a kernel of langevin_ppl.infer. Or give the "
+                "loop a fixed length, as jax.lax.scan does."
+            ) from error
+
+    def _has_gradient(self, differentiate: Callable[..., Any]) -> bool:
+        """Whether a transformation of JAX can differentiate the log density."""
+        try:
+            jax.eval_shape(differentiate(self.starting_density_fn), self.prototype)
+        except Exception:
+            return False
+        return True
+
+    @property
+    def prototype(self) -> Position:
+        """Shapes and dtypes of one position."""
         raise NotImplementedError
 
     def init_position(self, rng_key: PRNGKey) -> Position:
@@ -244,10 +360,17 @@ class BaseTarget:
             If they were finite at none of 100 tries; the message names the sites.
         """
         propose, data = self.proposal()
-        position, valid = _jitted_first_valid(rng_key, self.starting_density_fn, data, propose)
+        with self.advising():
+            position, valid = _jitted_first_valid(rng_key, self.starting_density_fn, data, propose)
         if not isinstance(valid, jax.core.Tracer) and not bool(valid):
             raise ValueError(self.explain(position))
         return position
+
+
+def is_valid(logdensity_fn: LogDensity, position: Position) -> Array:
+    """Whether log density and gradient are finite."""
+    value, gradient = jax.value_and_grad(logdensity_fn)(position)
+    return all_finite(value, ravel(gradient)[0])
 
 
 def first_valid(
@@ -275,8 +398,7 @@ def first_valid(
 
     def attempt(index: Array) -> tuple[Position, Array]:
         position = propose(jax.random.fold_in(rng_key, index), data)
-        value, gradient = jax.value_and_grad(logdensity_fn)(position)
-        return position, all_finite(value, ravel(gradient)[0])
+        return position, is_valid(logdensity_fn, position)
 
     def again(carry: tuple[Array, Position, Array]) -> Array:
         index, _, valid = carry

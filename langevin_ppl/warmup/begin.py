@@ -10,7 +10,7 @@ from langevin_ppl.base import Array, LogDensity, PRNGKey
 from langevin_ppl.compilation import ONCE, SEARCH
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.run import Chains, Plan
-from langevin_ppl.targets.target import Proposal, first_valid
+from langevin_ppl.targets.target import Proposal, first_valid, is_valid
 from langevin_ppl.warmup.moments import LOW_RANK
 from langevin_ppl.warmup.start import Search, Start, laplace_start, search_modes
 from langevin_ppl.warmup.unadjusted import settled_step_size
@@ -67,7 +67,7 @@ def find(
 
     if propose is None:
         positions = data
-        valid = jnp.isfinite(jax.vmap(logdensity)(positions))
+        valid = jax.vmap(lambda position: is_valid(logdensity, position))(positions)
     else:
         positions, valid = jax.vmap(
             lambda key: first_valid(jax.random.fold_in(key, 0), logdensity, data, flat_proposal)

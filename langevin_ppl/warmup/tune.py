@@ -286,7 +286,8 @@ def check_valid(request: Request, found: Found) -> None:
     if not valid.all():
         chain = int(np.argmin(valid))
         position = request.layout.unravel(jnp.asarray(to_host(found.positions)[chain]))
-        raise ValueError(f"Chain {chain}: {request.target.explain(position)}")
+        given = request.initial is not None
+        raise ValueError(f"Chain {chain}: {request.target.explain(position, given=given)}")
 
 
 def _first_values(request: Request, plan: run.Plan) -> dict[str, float]:
