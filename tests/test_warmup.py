@@ -1,10 +1,12 @@
 """Starting positions and adaptation: each part against an independent computation."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
@@ -51,6 +53,69 @@ def test_minimize_finds_a_hard_minimum():
 def test_minimize_says_that_it_ran_away():
     found = minimize(lambda x: -jnp.sum(x), jnp.zeros(2), max_steps=20)
     assert not bool(found.converged)
+
+
+def overdispersed(y, x):
+    """Negative log density of dispersion and mean of counts, not convex between start and mode."""
+    width, mean = jnp.exp(x[0]), jnp.exp(x[1])
+    prior = dist.HalfNormal(1.0).log_prob(width) + x[0]
+    prior += dist.Normal(math.log(1000.0), 0.5).log_prob(x[1])
+    return -prior - jnp.sum(dist.NegativeBinomial2(mean, width**-2).log_prob(y))
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_minimize_crosses_regions_of_negative_curvature(double):
+    rng = np.random.default_rng(0)
+    y = rng.negative_binomial(2000, 2000 / 3000, size=1000)
+    starts = rng.uniform(-2, 2, size=(20, 2))
+    with jax.enable_x64(double):
+        starts = jnp.asarray(starts, float if double else jnp.float32)
+        run = jax.jit(jax.vmap(lambda x: minimize(functools.partial(overdispersed, y), x)))
+        found = jax.device_get(run(starts))
+    # Dispersion and mean by SciPy in double precision; Laplace standard deviations of 0.068 and
+    # 0.0012. The log density in single precision is rounded by 0.2.
+    mode, sd = [-3.81117, 6.90766], [0.068, 0.00122]
+    assert found.converged.all()
+    np.testing.assert_allclose((found.position - mode) / sd, 0.0, atol=0.01 if double else 0.3)
+    np.testing.assert_allclose(found.value, 5074.1293, atol=1e-3 if double else 0.6)
+    assert np.abs(found.gradient * sd).max() < 0.3
+    assert found.num_evaluations.max() < 200
+
+
+def test_minimize_converges_only_at_a_small_gradient():
+    """At a kink the line search fails, and the gradient is of order one."""
+    kink = minimize(lambda x: jnp.sum(jnp.abs(x - 0.3)), jnp.array([2.0, 1.0]))
+    assert not bool(kink.converged)
+    wall = minimize(lambda x: jnp.where(x[0] > 1.0, x[0], jnp.inf), jnp.array([3.0]))
+    assert not bool(wall.converged) and wall.position[0] > 1.0
+    assert wall.position[0] < 1.1
+    outside = minimize(lambda x: jnp.where(x[0] > 1.0, x[0], jnp.inf), jnp.zeros(1))
+    assert not bool(outside.converged) and not jnp.isfinite(outside.value)
+
+
+def test_minimize_converges_where_value_and_gradient_are_rounded():
+    """Terms of size 1e6 cancel, so that the value is known only to about 0.1."""
+    weights = 1e6 + np.random.default_rng(3).normal(size=200)
+
+    def cancelling(x):
+        return jnp.sum(jnp.asarray(weights, x.dtype) * jnp.cos(x[0])) - 2e8 + 2.0 * x[1] ** 2
+
+    found = minimize(cancelling, jnp.array([2.5, 1.0]))
+    assert bool(found.converged)
+    # A standard deviation is 7e-5 and 0.5, and the first coordinate has a period.
+    np.testing.assert_allclose(np.cos(found.position[0]), -1.0, atol=1e-6)
+    assert minimize(lambda x: jnp.sum(x**2), jnp.zeros(2)).converged
+    # A value of 1e6 hides the decrease of the second coordinate, and its slope does not.
+    offset = minimize(lambda x: 1e6 + jnp.sum(x**2) / 2, jnp.array([3.0, -4.0]))
+    assert bool(offset.converged)
+    np.testing.assert_allclose(offset.position, 0.0, atol=0.3)
+
+
+def test_minimize_does_not_depend_on_the_scale_of_the_parameters():
+    """A first gradient of 1e-4 is not a small one where a standard deviation is 1e4."""
+    found = minimize(lambda x: jnp.sum(((x - 3e4) / 1e4) ** 2) / 2, jnp.ones(2))
+    assert bool(found.converged)
+    np.testing.assert_allclose(found.position, 3e4, atol=100)
 
 
 def test_moments_are_numpys():
