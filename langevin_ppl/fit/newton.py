@@ -202,10 +202,12 @@ def _advance(carry: _Descent, position: Array, value: Array, gradient: Array) ->
     stuck = restart & ~carry.memory.filled & ~first
     # Half the squared Newton decrement, which does not depend on units, against the rounding of
     # the value. The estimate of the curvature in it counts once a step has confirmed it by taking
-    # most of the slope away, or where gradients too are at their rounding: no step does so.
+    # most of the slope away, or where gradients too are at their rounding and no step does so. A
+    # decrease that is smaller by many orders needs no confirmation.
     predicted = -0.5 * carry.slope * jnp.maximum(carry.length, 1.0)
     confirmed = (moved & (left <= CONFIRMED)) | failed
     converged = ((predicted <= noise) & confirmed & ~first) | (slope == 0)
+    converged |= memory.filled & ~restart & (-0.5 * slope <= unit * noise)
     converged &= jnp.isfinite(new.value)
     ended = converged | stuck | (first & ~finite)
     new = new._replace(num_evaluations=old.num_evaluations + 1, converged=converged)
