@@ -18,7 +18,7 @@ from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
 from langevin_ppl.kernels import split_ghmc
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
-from langevin_ppl.warmup import DENSE_LIMIT, find, why_no_mode
+from langevin_ppl.warmup import DENSE_LIMIT, End, Ends, find, why_no_mode
 from langevin_ppl.warmup.moments import square_root
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def laplace(
     Raises
     ------
     ValueError
-        If no mode is found, because the search ran away (an improper posterior, a funnel) or
+        If no mode is found, because the search diverged (an improper posterior, a funnel) or
         the Hessian is not positive definite; or for more than 500 dimensions.
 
     References
@@ -142,7 +142,7 @@ def laplace(
         "sampling_time": time.perf_counter() - began,
     }
     if not enough:
-        attributes["advice"] = _advice(pareto_k, search.found)
+        attributes["advice"] = _advice(pareto_k, Ends.of(search))
     posterior = variables(target, layout, draws.positions)
     return to_datatree(
         collect_groups(key_export, target, draws, posterior, None, groups, None),
@@ -197,14 +197,16 @@ def _resample(uniform: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.minimum(np.searchsorted(np.cumsum(weights), places), number - 1)
 
 
-def _advice(pareto_k: float, found: np.ndarray) -> str:
+def _advice(pareto_k: float, ends: Ends) -> str:
+    """Say why the Gaussian at the mode is not enough."""
     parts = []
     if pareto_k > GOOD_K:
         parts.append(
             f"Pareto k is {pareto_k:.2f}, above {GOOD_K}: the Gaussian at the mode misses a part "
             "of the target, and the weights cannot make up for it."
         )
-    if not found.all():
-        elsewhere = np.flatnonzero(~found).tolist()
+    if elsewhere := ends.chains(End.EQUAL, End.LOWER):
         parts.append(f"Searches {elsewhere} ended elsewhere: there may be other modes.")
+    if unfinished := ends.chains(End.UNFINISHED, End.NONFINITE):
+        parts.append(f"Searches {unfinished} did not converge.")
     return " ".join([*parts, "Use langevin_ppl.sample."])

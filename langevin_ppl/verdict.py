@@ -116,14 +116,12 @@ def _what_to_try(seen: Convergence, rule: Converged, tuned: Tuned) -> str:
     if seen.rhat <= rule.rhat:
         return "Take more draws: num_samples=, or until=langevin_ppl.converged()."
     cures = []
-    if "ended elsewhere" in tuned.notes.get("mode_search", ""):
+    if tuned.ends.several_modes:
         cures.append(
             "Searches for the mode ended in different places: there may be several modes, which "
             "tempering reaches (blackjax.adaptive_tempered_smc), or labels that can be ordered"
         )
-    if "poor" in tuned.notes.get("gaussian_fit", "") or "no mode" in tuned.notes.get(
-        "mode_search", ""
-    ):
+    if "poor" in tuned.notes.get("gaussian_fit", "") or tuned.ends.no_mode:
         cures.append(
             "The posterior is far from Gaussian: make sure that it is proper, reparametrise it (a "
             "non-centred hierarchy, numpyro.infer.reparam.LocScaleReparam), or try blackjax.nuts"

@@ -11,11 +11,12 @@ import pytest
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 import langevin_ppl as lp
-from langevin_ppl.base import Draws
+from langevin_ppl.base import Draws, percent
 from langevin_ppl.compilation import QUICK
 from langevin_ppl.fit import minimize
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.warmup.adaptation import MIN_FRICTION_SHARE, Adaptation, Schedule
+from langevin_ppl.warmup.ends import End, Ends
 from langevin_ppl.warmup.moments import (
     MAX_ROWS,
     SHRINKAGE,
@@ -24,7 +25,7 @@ from langevin_ppl.warmup.moments import (
     fisher_factor,
     square_root,
 )
-from langevin_ppl.warmup.report import describe_start, describe_stuck, why_no_mode
+from langevin_ppl.warmup.report import describe_ends, describe_start, describe_stuck, why_no_mode
 from langevin_ppl.warmup.start import DENSE_LIMIT, laplace_start, search_modes
 
 RNG = np.random.default_rng(0)
@@ -490,7 +491,7 @@ def test_laplace_start_of_a_gaussian_is_the_gaussian():
     sd = np.sqrt(np.diag(COVARIANCE))
     assert np.abs((start.positions.mean(axis=0) - MEAN) / sd).max() < 0.25
     np.testing.assert_allclose(start.positions.std(axis=0), sd, rtol=0.18)
-    notes, doubts = describe_start(jax.device_get(start))
+    notes, doubts, ends = describe_start(jax.device_get(start))
     assert notes["mode_search"] == "all chains ended at one mode" and not doubts
     assert notes["num_chains_at_best_mode"] == 400
 
@@ -531,22 +532,81 @@ def test_chains_that_end_elsewhere_stay_there_and_are_named():
     # Laplace noise of standard deviation 0.3.
     near = np.abs(start.positions[[0, 2]] - 3.0)
     assert np.all((near > 1e-4) & (near < 1.5))
-    notes, doubts = describe_start(start)
-    assert notes["num_chains_at_best_mode"] == 2 and not doubts
+    notes, doubts, ends = describe_start(start)
+    assert notes["num_chains_at_best_mode"] == 2 and not doubts and ends.several_modes
+    assert ends.chains(End.LOWER) == [1, 3]
     assert notes["mode_search"].startswith("chains [1, 3] ended elsewhere, 1, 1 nats below")
 
 
-def test_chains_that_end_hopelessly_low_are_moved_and_named():
-    # 20 nats and 5 for each dimension are not yet hopeless.
+def test_chains_that_end_at_negligible_mass_are_moved_and_named():
+    # 20 nats and 5 for each dimension are not yet negligible.
     assert not started(functools.partial(wells, 29.0), WELL_STARTS).restarted.any()
     start = jax.device_get(started(functools.partial(wells, 31.0), WELL_STARTS))
     np.testing.assert_array_equal(start.search.found, [True, False, True, False])
     np.testing.assert_array_equal(start.restarted, [False, True, False, True])
     near = np.abs(start.positions - 3.0)
     assert np.all((near > 1e-4) & (near < 1.5))
-    notes, doubts = describe_start(start)
+    notes, doubts, ends = describe_start(start)
     assert notes["num_chains_at_best_mode"] == 2 and not doubts
-    assert notes["mode_search"].startswith("chains [1, 3] came to rest 31, 31 nats below")
+    assert ends.chains(End.MOVED) == [1, 3] and not ends.several_modes
+    assert notes["mode_search"].startswith("chains [1, 3] ended 31, 31 nats below the best mode")
+
+
+def test_equal_modes_and_ridges_are_told_apart():
+    """By the log density halfway between an end and the best mode."""
+
+    def permuted(x):
+        apart = jnp.array([10.0, -10.0])
+        return jnp.logaddexp(*(-8.0 * jnp.sum((x - c) ** 2) for c in (apart, -apart)))
+
+    start = jax.device_get(started(permuted, jnp.array([[1.0, -1], [-1, 1], [2, 1], [0, 2]])))
+    notes, _, ends = describe_start(start)
+    assert sorted(k.name for k in ends.kinds) == ["BEST", "BEST", "EQUAL", "EQUAL"]
+    # 4 standard deviations for each unit.
+    assert f"{4 * np.hypot(20, 20):.3g}" in notes["mode_search"]
+    assert "log density of the best mode within rounding" in notes["mode_search"]
+    assert ends.several_modes and "nats" not in notes["mode_search"]
+
+    best = np.array([kind is End.BEST for kind in ends.kinds])
+    np.testing.assert_allclose(start.between[best], start.search.ended[best], atol=0.1)
+    assert np.all(start.between[~best] < -1000)
+
+    search = start.search._replace(ends=np.float32([[0, 0], [2, 1], [1, 0], [np.nan, 0]]))
+    search = search._replace(
+        found=np.array([True, False, False, False]),
+        converged=np.array([True, True, False, True]),
+        ended=np.float32([5.0, 5.0 - 3e-5, 4.0, np.nan]),
+        best=0,
+    )
+    flatter = Ends.of(search, between=np.float32([5.0, 5.0, 5.0, np.nan]))
+    assert flatter.kinds == (End.BEST, End.RIDGE, End.UNFINISHED, End.NONFINITE)
+    assert not flatter.several_modes
+    text = describe_ends(flatter)
+    assert "chains [1] ended at the same mode within rounding" in text
+    assert "searches of chains [3] became non-finite, and the chains started from their own" in text
+    assert "searches of chains [2] did not converge" in text and "nan" not in text
+
+
+def test_a_chain_whose_search_has_no_finite_density_keeps_its_position():
+    def cut(x):
+        return -0.5 * jnp.sum(x**2) + jnp.where(x[0] < -5.0, jnp.nan, 0.0)
+
+    positions = jnp.array([[1.0, 1.0], [-5.5, 0.0], [0.0, 2.0], [1.0, 0.0]])
+    start = jax.device_get(started(cut, positions))
+    notes, doubts, ends = describe_start(start)
+    assert [kind.name for kind in ends.kinds] == ["BEST", "NONFINITE", "BEST", "BEST"]
+    np.testing.assert_array_equal(start.positions[1], positions[1])
+    assert notes["mode_search"] == (
+        "the searches of chains [1] became non-finite, and the chains started from their own "
+        "positions"
+    )
+    assert not doubts and not ends.several_modes
+
+
+def test_separate_searches_in_many_dimensions_are_not_called_one_mode():
+    ends = Ends((End.BEST, End.BEST), np.zeros(2), np.zeros(2), separate=True)
+    assert "each chain started at its own end" in describe_ends(ends)
+    assert "all chains ended at one mode" == describe_ends(ends._replace(separate=False))
 
 
 def test_no_mode_no_move():
@@ -569,9 +629,9 @@ def test_no_mode_no_move():
 def test_an_improper_density_is_called_one():
     start = jax.device_get(started(lambda x: x[0] - 0.5 * x[1] ** 2, uniform(3, 2)))
     assert not start.search.found.any()
-    _, doubts = describe_start(start)
-    assert len(doubts) == 1
-    assert "ran away from starts" in doubts[0] and "improper" in doubts[0]
+    _, doubts, ends = describe_start(start)
+    assert len(doubts) == 1 and ends.no_mode
+    assert "diverged from starts" in doubts[0] and "improper" in doubts[0]
 
 
 @pytest.mark.parametrize(
@@ -619,6 +679,15 @@ def test_high_dimension_starts_where_the_search_converged():
 # What is said of a warm-up
 
 
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0 %"), (1, "100 %"), (0.997, "100 %"), (1.234, "123 %"), (0.0451, "4.5 %")]
+    + [(0.001, "0.1 %"), (1e-7, "less than 0.01 %"), (0.0997, "10 %")],
+)
+def test_percentages_are_plain_numbers(share, text):
+    assert percent(share) == text
+
+
 def test_stuck_chains_are_named():
     rates = np.full((4, 100), 0.8)
     warmup = Draws(np.zeros((4, 100, 1)), {"acceptance_rate": rates}, None, True)
@@ -627,9 +696,11 @@ def test_stuck_chains_are_named():
     rates[0, :50] = 0.0  # early on, and forgiven
     (text,) = describe_stuck(warmup)
     assert "chain 2 accepted 0.1 % of its proposals, the others 80 %" in text
+    ones = {"acceptance_rate": np.where(rates == 0.8, 1.0, rates)}
+    assert "the others 100 %" in describe_stuck(warmup._replace(stats=ones))[0]
     rates[:, 50:] = np.nan
     (text,) = describe_stuck(warmup)
-    assert all(f"chain {c}" in text for c in range(4))
+    assert all(f"chain {c}" in text for c in range(4)) and "the others" not in text
     assert describe_stuck(warmup._replace(stats={})) == ()
 
 
