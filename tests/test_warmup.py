@@ -606,7 +606,14 @@ def test_a_chain_whose_search_has_no_finite_density_keeps_its_position():
 def test_separate_searches_in_many_dimensions_are_not_called_one_mode():
     ends = Ends((End.BEST, End.BEST), np.zeros(2), np.zeros(2), separate=True)
     assert "each chain started at its own end" in describe_ends(ends)
+    assert "all chains start at the mode" in describe_ends(ends, "at the mode")
     assert "all chains ended at one mode" == describe_ends(ends._replace(separate=False))
+    lower = ends._replace(kinds=(End.BEST, End.LOWER), drops=np.array([0.0, 2.5]))
+    assert describe_ends(lower, "at the mode") == (
+        "chains [1] ended elsewhere, 2.5 nats below the best mode, and start at the mode"
+    )
+    lost = ends._replace(kinds=(End.NO_MODE,) * 2)
+    assert describe_ends(lost) == "no mode: chains started from their own positions"
 
 
 def test_no_mode_no_move():
@@ -645,6 +652,9 @@ def test_a_ridge_is_no_mode(logdensity_fn):
     assert not start.search.found.any()
     np.testing.assert_array_equal(start.positions, positions)
     assert "not positive definite" in why_no_mode(start.search)
+    assert "eigenvalue" in why_no_mode(start.search) and "1e-06 counts" in why_no_mode(start.search)
+    saddle = start.search._replace(flattest=np.float32(-0.5))
+    assert "a saddle" in why_no_mode(saddle) and "ridge" not in why_no_mode(saddle)
     assert "ridge" in describe_start(start)[0]["mode_search"]
 
 

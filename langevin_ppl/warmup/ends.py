@@ -12,7 +12,7 @@ __all__ = ["End", "Ends", "diverged"]
 FAR = 1e6
 """Distance of a search's end, in units of its start's scale, that counts as infinity."""
 
-SAME_DENSITY, SAME_DENSITY_ULPS = 0.01, 100.0
+SAME_DENSITY, SAME_DENSITY_ULPS = 0.01, 20.0
 """Difference of log densities, in nats and in units in the last place, that counts as none: what
 two searches that converged may leave."""
 

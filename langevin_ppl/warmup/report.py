@@ -53,9 +53,10 @@ def describe_ends(ends: Ends, start: str = "") -> str:
     if ends.no_mode:
         return f"no mode: chains {own}"
     if not any(kind is not End.BEST for kind in ends.kinds):
-        if ends.separate:
-            return "the searches of all chains converged, and each chain started at its own end"
-        return "all chains ended at one mode"
+        if not ends.separate:
+            return "all chains ended at one mode"
+        begin = f"all chains {there}" if start else "each chain started at its own end"
+        return f"the searches of all chains converged, and {begin}"
 
     def listed(values: np.ndarray, chains: list[int]) -> str:
         return ", ".join(f"{values[chain]:.3g}" for chain in chains)
@@ -70,8 +71,8 @@ def describe_ends(ends: Ends, start: str = "") -> str:
         sds = listed(ends.distances, chains)
         parts.append(
             f"chains {chains} ended elsewhere with the log density of the best mode within "
-            f"rounding, {sds} posterior standard deviations from it (permuted labels, or a "
-            f"symmetric posterior), and {there}"
+            f"rounding, {sds} posterior standard deviations from it (permuted labels, a symmetric "
+            f"posterior or a curved ridge), and {there}"
         )
     if chains := ends.chains(End.RIDGE):
         sds = listed(ends.distances, chains)
@@ -108,20 +109,17 @@ def why_no_mode(search: Search) -> str:
             "give the prior a scale, or use the non-centred form."
         )
     if search.frame.ndim == 1:
-        return (
-            "No search came to a gradient below "
-            f"{FLATTENED:.0%} of its first one and stopped there by itself."
-        )
+        return f"No search converged to a gradient below {percent(FLATTENED)} of its first one."
+    flattest = float(search.flattest)
+    if not np.isfinite(flattest):
+        return "The Hessian at the best end of all searches is not finite."
     if not search.curved:
-        flattest = float(search.flattest)
-        kind = (
-            "a saddle, or a funnel"
-            if flattest < -MIN_EIGENVALUE
-            else (
+        kind = "a saddle, or a funnel"
+        if flattest > -MIN_EIGENVALUE:
+            kind = (
                 "a ridge: parameters that the data do not tell apart, or whose correlation is too "
-                "close to 1 for the precision; centre the predictors"
+                "close to 1; centre the predictors"
             )
-        )
         return (
             "The Hessian at the best end of all searches is not positive definite (smallest "
             f"eigenvalue {flattest:.2g} with a unit diagonal, where {MIN_EIGENVALUE:g} counts as "
