@@ -18,7 +18,7 @@ from langevin_ppl.export import LIBRARY, collect_groups, to_datatree, variables
 from langevin_ppl.kernels import split_ghmc
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
-from langevin_ppl.warmup import DENSE_LIMIT, find, why_no_mode
+from langevin_ppl.warmup import DENSE_LIMIT, End, Ends, find, why_no_mode
 from langevin_ppl.warmup.moments import square_root
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def laplace(
     Raises
     ------
     ValueError
-        If no mode is found, because the search ran away (an improper posterior, a funnel) or
+        If no mode is found, because the search diverged (an improper posterior, a funnel) or
         the Hessian is not positive definite; or for more than 500 dimensions.
 
     References
@@ -139,7 +139,7 @@ def laplace(
         "precision": str(layout.dtype),
         "pareto_k": pareto_k,
         "laplace_is_enough": enough,
-        "advice": "" if enough else _advice(pareto_k, search.found),
+        "advice": "" if enough else _advice(pareto_k, Ends.of(search)),
         "importance_ess": float(1.0 / np.sum(weights**2)),
         "log_evidence": float(np.logaddexp.reduce(usable) - np.log(len(usable))),
         "num_chains_at_best_mode": int(search.found.sum()),
@@ -199,14 +199,16 @@ def _resample(uniform: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.minimum(np.searchsorted(np.cumsum(weights), places), number - 1)
 
 
-def _advice(pareto_k: float, found: np.ndarray) -> str:
+def _advice(pareto_k: float, ends: Ends) -> str:
+    """Say why the Gaussian at the mode is not enough."""
     parts = []
     if pareto_k > GOOD_K:
         parts.append(
             f"Pareto k is {pareto_k:.2f}, above {GOOD_K}: the Gaussian at the mode misses a part "
             "of the target, and the weights cannot make up for it."
         )
-    if not found.all():
-        elsewhere = np.flatnonzero(~found).tolist()
+    if elsewhere := ends.chains(End.EQUAL, End.LOWER):
         parts.append(f"Searches {elsewhere} ended elsewhere: there may be other modes.")
+    if unfinished := ends.chains(End.UNFINISHED, End.NONFINITE):
+        parts.append(f"Searches {unfinished} did not converge.")
     return " ".join([*parts, "Use langevin_ppl.sample."])

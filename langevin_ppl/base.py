@@ -54,6 +54,7 @@ __all__ = [
     "check_counts",
     "check_key",
     "check_number",
+    "percent",
 ]
 
 type Array = jax.Array
@@ -252,6 +253,13 @@ class CheckpointWarning(UserWarning):
 
 class ConvergenceWarning(UserWarning):
     """The draws are not enough, or there is a reason not to trust them."""
+
+
+def percent(share: float) -> str:
+    """Write a share as a percentage, with two digits where it is small."""
+    if 0.0 < share < 1e-4:
+        return "less than 0.01 %"
+    return f"{100 * share:.{'2g' if share < 0.1 else '0f'}} %"
 
 
 def check_number(

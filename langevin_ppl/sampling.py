@@ -188,9 +188,9 @@ def sample(
     step size is at most 0.1 in the whitened frame, where ULA's standard deviation on a Gaussian
     is 2.6 % too large, and at most a quarter of its adjusted sibling's.
 
-    A chain whose search for a mode ends elsewhere than the best one starts there, unless that is
-    hopelessly far below it: chains that disagree then show in R-hat. The attribute ``mode_search``
-    names both. No diagnostic sees a mode that no chain found.
+    A chain whose search for a mode ends elsewhere than the best one starts there, unless the
+    posterior mass there is negligible: chains that disagree then show in R-hat. The attribute
+    ``mode_search`` names both. No diagnostic detects a mode that no chain found.
 
     Examples
     --------

@@ -18,6 +18,7 @@ from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.tree import Layout
 from langevin_ppl.trust import too_hot, trust
 from langevin_ppl.warmup import MAX_TAMING_LOSS, Request, Tuned, traits
+from langevin_ppl.warmup.report import POOR
 
 __all__ = ["describe", "reported", "verdict", "warn_of"]
 
@@ -148,11 +149,8 @@ def verdict(
     found = _findings(kernel, seen, rule, tuned, draws, attributes)
     cures = _what_to_try(
         agree=Finding.DISAGREEMENT not in found,
-        several_modes="ended elsewhere" in tuned.notes.get("mode_search", ""),
-        far_from_gaussian=(
-            "poor" in tuned.notes.get("gaussian_fit", "")
-            or "no mode" in tuned.notes.get("mode_search", "")
-        ),
+        several_modes=tuned.ends.several_modes,
+        far_from_gaussian=tuned.notes.get("gaussian_fit") == POOR or tuned.ends.no_mode,
         all_data=tuned.source is None,
     )
     sentences = list(tuned.doubts)

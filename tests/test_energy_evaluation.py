@@ -166,7 +166,7 @@ def test_walkers_without_density_count_as_nothing():
 
 def test_walkers_that_explode_are_told():
     """Some of them with a step that is too large for the edges, and all with one for nothing."""
-    with pytest.warns(lp.DivergenceWarning, match="left the finite numbers"):
+    with pytest.warns(lp.DivergenceWarning, match="of the particles became non-finite"):
         found = log_z(target_of(line), "ula", step_size=0.2)
     assert np.isfinite(found.value)
     with pytest.raises(ValueError, match="weights of the walkers are not finite"):

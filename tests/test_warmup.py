@@ -1,19 +1,22 @@
 """Starting positions and adaptation: each part against an independent computation."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 import langevin_ppl as lp
-from langevin_ppl.base import Draws
+from langevin_ppl.base import Draws, percent
 from langevin_ppl.compilation import QUICK
 from langevin_ppl.fit import minimize
 from langevin_ppl.preconditioners import Preconditioner
 from langevin_ppl.warmup.adaptation import MIN_FRICTION_SHARE, Adaptation, Schedule
+from langevin_ppl.warmup.ends import End, Ends
 from langevin_ppl.warmup.moments import (
     MAX_ROWS,
     SHRINKAGE,
@@ -22,7 +25,7 @@ from langevin_ppl.warmup.moments import (
     fisher_factor,
     square_root,
 )
-from langevin_ppl.warmup.report import describe_start, describe_stuck, why_no_mode
+from langevin_ppl.warmup.report import describe_ends, describe_start, describe_stuck, why_no_mode
 from langevin_ppl.warmup.start import DENSE_LIMIT, laplace_start, search_modes
 
 RNG = np.random.default_rng(0)
@@ -51,6 +54,69 @@ def test_minimize_finds_a_hard_minimum():
 def test_minimize_says_that_it_ran_away():
     found = minimize(lambda x: -jnp.sum(x), jnp.zeros(2), max_steps=20)
     assert not bool(found.converged)
+
+
+def overdispersed(y, x):
+    """Negative log density of dispersion and mean of counts, not convex between start and mode."""
+    width, mean = jnp.exp(x[0]), jnp.exp(x[1])
+    prior = dist.HalfNormal(1.0).log_prob(width) + x[0]
+    prior += dist.Normal(math.log(1000.0), 0.5).log_prob(x[1])
+    return -prior - jnp.sum(dist.NegativeBinomial2(mean, width**-2).log_prob(y))
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_minimize_crosses_regions_of_negative_curvature(double):
+    rng = np.random.default_rng(0)
+    y = rng.negative_binomial(2000, 2000 / 3000, size=1000)
+    starts = rng.uniform(-2, 2, size=(20, 2))
+    with jax.enable_x64(double):
+        starts = jnp.asarray(starts, float if double else jnp.float32)
+        run = jax.jit(jax.vmap(lambda x: minimize(functools.partial(overdispersed, y), x)))
+        found = jax.device_get(run(starts))
+    # Dispersion and mean by SciPy in double precision; Laplace standard deviations of 0.068 and
+    # 0.0012. The log density in single precision is rounded by 0.2.
+    mode, sd = [-3.81117, 6.90766], [0.068, 0.00122]
+    assert found.converged.all()
+    np.testing.assert_allclose((found.position - mode) / sd, 0.0, atol=0.01 if double else 0.3)
+    np.testing.assert_allclose(found.value, 5074.1293, atol=1e-3 if double else 0.6)
+    assert np.abs(found.gradient * sd).max() < 0.3
+    assert found.num_evaluations.max() < 200
+
+
+def test_minimize_converges_only_at_a_small_gradient():
+    """At a kink the line search fails, and the gradient is of order one."""
+    kink = minimize(lambda x: jnp.sum(jnp.abs(x - 0.3)), jnp.array([2.0, 1.0]))
+    assert not bool(kink.converged)
+    wall = minimize(lambda x: jnp.where(x[0] > 1.0, x[0], jnp.inf), jnp.array([3.0]))
+    assert not bool(wall.converged) and wall.position[0] > 1.0
+    assert wall.position[0] < 1.1
+    outside = minimize(lambda x: jnp.where(x[0] > 1.0, x[0], jnp.inf), jnp.zeros(1))
+    assert not bool(outside.converged) and not jnp.isfinite(outside.value)
+
+
+def test_minimize_converges_where_value_and_gradient_are_rounded():
+    """Terms of size 1e6 cancel, so that the value is known only to about 0.1."""
+    weights = 1e6 + np.random.default_rng(3).normal(size=200)
+
+    def cancelling(x):
+        return jnp.sum(jnp.asarray(weights, x.dtype) * jnp.cos(x[0])) - 2e8 + 2.0 * x[1] ** 2
+
+    found = minimize(cancelling, jnp.array([2.5, 1.0]))
+    assert bool(found.converged)
+    # A standard deviation is 7e-5 and 0.5, and the first coordinate has a period.
+    np.testing.assert_allclose(np.cos(found.position[0]), -1.0, atol=1e-6)
+    assert minimize(lambda x: jnp.sum(x**2), jnp.zeros(2)).converged
+    # A value of 1e6 hides the decrease of the second coordinate, and its slope does not.
+    offset = minimize(lambda x: 1e6 + jnp.sum(x**2) / 2, jnp.array([3.0, -4.0]))
+    assert bool(offset.converged)
+    np.testing.assert_allclose(offset.position, 0.0, atol=0.3)
+
+
+def test_minimize_does_not_depend_on_the_scale_of_the_parameters():
+    """A first gradient of 1e-4 is not a small one where a standard deviation is 1e4."""
+    found = minimize(lambda x: jnp.sum(((x - 3e4) / 1e4) ** 2) / 2, jnp.ones(2))
+    assert bool(found.converged)
+    np.testing.assert_allclose(found.position, 3e4, atol=100)
 
 
 def test_moments_are_numpys():
@@ -425,7 +491,7 @@ def test_laplace_start_of_a_gaussian_is_the_gaussian():
     sd = np.sqrt(np.diag(COVARIANCE))
     assert np.abs((start.positions.mean(axis=0) - MEAN) / sd).max() < 0.25
     np.testing.assert_allclose(start.positions.std(axis=0), sd, rtol=0.18)
-    notes, doubts = describe_start(jax.device_get(start))
+    notes, doubts, ends = describe_start(jax.device_get(start))
     assert notes["mode_search"] == "all chains ended at one mode" and not doubts
     assert notes["num_chains_at_best_mode"] == 400
 
@@ -466,22 +532,88 @@ def test_chains_that_end_elsewhere_stay_there_and_are_named():
     # Laplace noise of standard deviation 0.3.
     near = np.abs(start.positions[[0, 2]] - 3.0)
     assert np.all((near > 1e-4) & (near < 1.5))
-    notes, doubts = describe_start(start)
-    assert notes["num_chains_at_best_mode"] == 2 and not doubts
+    notes, doubts, ends = describe_start(start)
+    assert notes["num_chains_at_best_mode"] == 2 and not doubts and ends.several_modes
+    assert ends.chains(End.LOWER) == [1, 3]
     assert notes["mode_search"].startswith("chains [1, 3] ended elsewhere, 1, 1 nats below")
 
 
-def test_chains_that_end_hopelessly_low_are_moved_and_named():
-    # 20 nats and 5 for each dimension are not yet hopeless.
+def test_chains_that_end_at_negligible_mass_are_moved_and_named():
+    # 20 nats and 5 for each dimension are not yet negligible.
     assert not started(functools.partial(wells, 29.0), WELL_STARTS).restarted.any()
     start = jax.device_get(started(functools.partial(wells, 31.0), WELL_STARTS))
     np.testing.assert_array_equal(start.search.found, [True, False, True, False])
     np.testing.assert_array_equal(start.restarted, [False, True, False, True])
     near = np.abs(start.positions - 3.0)
     assert np.all((near > 1e-4) & (near < 1.5))
-    notes, doubts = describe_start(start)
+    notes, doubts, ends = describe_start(start)
     assert notes["num_chains_at_best_mode"] == 2 and not doubts
-    assert notes["mode_search"].startswith("chains [1, 3] came to rest 31, 31 nats below")
+    assert ends.chains(End.MOVED) == [1, 3] and not ends.several_modes
+    assert notes["mode_search"].startswith("chains [1, 3] ended 31, 31 nats below the best mode")
+
+
+def test_equal_modes_and_ridges_are_told_apart():
+    """By the log density halfway between an end and the best mode."""
+
+    def permuted(x):
+        apart = jnp.array([10.0, -10.0])
+        return jnp.logaddexp(*(-8.0 * jnp.sum((x - c) ** 2) for c in (apart, -apart)))
+
+    start = jax.device_get(started(permuted, jnp.array([[1.0, -1], [-1, 1], [2, 1], [0, 2]])))
+    notes, _, ends = describe_start(start)
+    assert sorted(k.name for k in ends.kinds) == ["BEST", "BEST", "EQUAL", "EQUAL"]
+    # 4 standard deviations for each unit.
+    assert f"{4 * np.hypot(20, 20):.3g}" in notes["mode_search"]
+    assert "log density of the best mode within rounding" in notes["mode_search"]
+    assert ends.several_modes and "nats" not in notes["mode_search"]
+
+    best = np.array([kind is End.BEST for kind in ends.kinds])
+    np.testing.assert_allclose(start.between[best], start.search.ended[best], atol=0.1)
+    assert np.all(start.between[~best] < -1000)
+
+    search = start.search._replace(ends=np.float32([[0, 0], [2, 1], [1, 0], [np.nan, 0]]))
+    search = search._replace(
+        found=np.array([True, False, False, False]),
+        converged=np.array([True, True, False, True]),
+        ended=np.float32([5.0, 5.0 - 3e-5, 4.0, np.nan]),
+        best=0,
+    )
+    flatter = Ends.of(search, between=np.float32([5.0, 5.0, 5.0, np.nan]))
+    assert flatter.kinds == (End.BEST, End.RIDGE, End.UNFINISHED, End.NONFINITE)
+    assert not flatter.several_modes
+    text = describe_ends(flatter)
+    assert "chains [1] ended at the same mode within rounding" in text
+    assert "searches of chains [3] became non-finite, and the chains started from their own" in text
+    assert "searches of chains [2] did not converge" in text and "nan" not in text
+
+
+def test_a_chain_whose_search_has_no_finite_density_keeps_its_position():
+    def cut(x):
+        return -0.5 * jnp.sum(x**2) + jnp.where(x[0] < -5.0, jnp.nan, 0.0)
+
+    positions = jnp.array([[1.0, 1.0], [-5.5, 0.0], [0.0, 2.0], [1.0, 0.0]])
+    start = jax.device_get(started(cut, positions))
+    notes, doubts, ends = describe_start(start)
+    assert [kind.name for kind in ends.kinds] == ["BEST", "NONFINITE", "BEST", "BEST"]
+    np.testing.assert_array_equal(start.positions[1], positions[1])
+    assert notes["mode_search"] == (
+        "the searches of chains [1] became non-finite, and the chains started from their own "
+        "positions"
+    )
+    assert not doubts and not ends.several_modes
+
+
+def test_separate_searches_in_many_dimensions_are_not_called_one_mode():
+    ends = Ends((End.BEST, End.BEST), np.zeros(2), np.zeros(2), separate=True)
+    assert "each chain started at its own end" in describe_ends(ends)
+    assert "all chains start at the mode" in describe_ends(ends, "at the mode")
+    assert "all chains ended at one mode" == describe_ends(ends._replace(separate=False))
+    lower = ends._replace(kinds=(End.BEST, End.LOWER), drops=np.array([0.0, 2.5]))
+    assert describe_ends(lower, "at the mode") == (
+        "chains [1] ended elsewhere, 2.5 nats below the best mode, and start at the mode"
+    )
+    lost = ends._replace(kinds=(End.NO_MODE,) * 2)
+    assert describe_ends(lost) == "no mode: chains started from their own positions"
 
 
 def test_no_mode_no_move():
@@ -504,9 +636,9 @@ def test_no_mode_no_move():
 def test_an_improper_density_is_called_one():
     start = jax.device_get(started(lambda x: x[0] - 0.5 * x[1] ** 2, uniform(3, 2)))
     assert not start.search.found.any()
-    _, doubts = describe_start(start)
-    assert len(doubts) == 1
-    assert "ran away from starts" in doubts[0] and "improper" in doubts[0]
+    _, doubts, ends = describe_start(start)
+    assert len(doubts) == 1 and ends.no_mode
+    assert "diverged from starts" in doubts[0] and "improper" in doubts[0]
 
 
 @pytest.mark.parametrize(
@@ -520,6 +652,9 @@ def test_a_ridge_is_no_mode(logdensity_fn):
     assert not start.search.found.any()
     np.testing.assert_array_equal(start.positions, positions)
     assert "not positive definite" in why_no_mode(start.search)
+    assert "eigenvalue" in why_no_mode(start.search) and "1e-06 counts" in why_no_mode(start.search)
+    saddle = start.search._replace(flattest=np.float32(-0.5))
+    assert "a saddle" in why_no_mode(saddle) and "ridge" not in why_no_mode(saddle)
     assert "ridge" in describe_start(start)[0]["mode_search"]
 
 
@@ -554,6 +689,15 @@ def test_high_dimension_starts_where_the_search_converged():
 # What is said of a warm-up
 
 
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0 %"), (1, "100 %"), (0.997, "100 %"), (1.234, "123 %"), (0.0451, "4.5 %")]
+    + [(0.001, "0.1 %"), (1e-7, "less than 0.01 %"), (0.0997, "10 %")],
+)
+def test_percentages_are_plain_numbers(share, text):
+    assert percent(share) == text
+
+
 def test_stuck_chains_are_named():
     rates = np.full((4, 100), 0.8)
     warmup = Draws(np.zeros((4, 100, 1)), {"acceptance_rate": rates}, None, True)
@@ -562,9 +706,11 @@ def test_stuck_chains_are_named():
     rates[0, :50] = 0.0  # early on, and forgiven
     (text,) = describe_stuck(warmup)
     assert "chain 2 accepted 0.1 % of its proposals, the others 80 %" in text
+    ones = {"acceptance_rate": np.where(rates == 0.8, 1.0, rates)}
+    assert "the others 100 %" in describe_stuck(warmup._replace(stats=ones))[0]
     rates[:, 50:] = np.nan
     (text,) = describe_stuck(warmup)
-    assert all(f"chain {c}" in text for c in range(4))
+    assert all(f"chain {c}" in text for c in range(4)) and "the others" not in text
     assert describe_stuck(warmup._replace(stats={})) == ()
 
 

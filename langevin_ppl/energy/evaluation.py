@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.smc.resampling import systematic
 
-from langevin_ppl.base import DivergenceWarning, PRNGKey, check_counts, check_key, check_number
+from langevin_ppl.base import (
+    DivergenceWarning,
+    PRNGKey,
+    check_counts,
+    check_key,
+    check_number,
+    percent,
+)
 from langevin_ppl.energy.annealed import anneal, draws_of_base, variances
 from langevin_ppl.energy.data import by_site, positions_of
 from langevin_ppl.energy.laws import sites_at
@@ -393,9 +400,9 @@ def _check_lost(log_weights: Any, kernel: Kernel) -> None:
     # A weight of 0 is right where the density is 0, and a Metropolis test moves nothing there.
     if lost and not kernel.exact:
         warnings.warn(
-            f"energy.log_normalizer: {100 * lost:.2g} % of the walkers left the finite numbers and "
-            "count as 0, so that the normaliser may be too small. Take a smaller step_size, a "
-            "tamed kernel such as langevin_ppl.tula, or langevin_ppl.mala.",
+            f"energy.log_normalizer: {percent(lost)} of the particles became non-finite and count "
+            "as 0, so that the normaliser may be too small. Take a smaller step_size, a tamed "
+            "kernel such as langevin_ppl.tula, or langevin_ppl.mala.",
             DivergenceWarning,
             stacklevel=3,
         )

@@ -18,6 +18,7 @@ from langevin_ppl.base import (
     check_counts,
     check_key,
     check_number,
+    percent,
 )
 from langevin_ppl.convergence import Converged, judge
 from langevin_ppl.energy.laws import IntractableTarget
@@ -309,7 +310,7 @@ def _warn_of(draws: Draws, attributes: Mapping[str, Any]) -> None:
     share = float(np.mean(draws.stats["diverging"]))
     if share > MAX_DIVERGENT_SHARE:
         warnings.warn(
-            f"exchange: the ratio of {100 * share:.0f} % of the proposals was not finite, and they "
+            f"exchange: the ratio of {percent(share)} of the proposals was not finite, and they "
             "were rejected. Look at the energy and the priors there: an energy has to be finite at "
             "the data for all parameters.",
             DivergenceWarning,

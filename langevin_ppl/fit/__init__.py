@@ -1,7 +1,8 @@
 """The only optimiser loops: to a peak by curvature, and down a random loss by batches."""
 
 from langevin_ppl.fit.descent import Descended, descend
-from langevin_ppl.fit.newton import Minimum, Peak, climb, climb_on_host, minimize
+from langevin_ppl.fit.lbfgs import Minimum, minimize
+from langevin_ppl.fit.newton import Peak, climb, climb_on_host
 from langevin_ppl.fit.steps import Reported, as_optimizer, default_optimizer, rows_of_batch
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from langevin_ppl.warmup.begin import Begun, begin, find
 from langevin_ppl.warmup.choose import kernel_and_gradient, reader_for
+from langevin_ppl.warmup.ends import End, Ends
 from langevin_ppl.warmup.report import why_no_mode
 from langevin_ppl.warmup.start import DENSE_LIMIT
 from langevin_ppl.warmup.stochastic import begun, by_noise, set_by_noise
@@ -13,6 +14,8 @@ __all__ = [
     "DENSE_LIMIT",
     "MAX_TAMING_LOSS",
     "Begun",
+    "End",
+    "Ends",
     "Request",
     "Setup",
     "Traits",

@@ -143,7 +143,7 @@ def settle_on_all(
 
     def curvature(flat: Array) -> tuple[Array, Array]:
         hessian = whole_hessian(on_rows, reader, layout.unravel(flat))
-        measured, _, curved = curvature_factor(hessian)
+        measured, _, _, curved = curvature_factor(hessian)
         return measured, curved
 
     if factor.ndim == 2:

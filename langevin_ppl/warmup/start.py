@@ -76,8 +76,10 @@ class Start(NamedTuple):
         Power with which the gradient grows far from the start: 1 for a Gaussian, 3 for a quartic
         potential, infinite where it overflows.
     restarted
-        Whether a chain was moved to the best mode, because its own search ended hopelessly far
-        below it, ``[chain]``.
+        Whether a chain was moved to the best mode, because its own search ended so far below it
+        that the posterior mass there is negligible, ``[chain]``.
+    between
+        Log density halfway between the end of each search and the best mode, ``[chain]``.
     search
         What the search for a mode found.
     """
@@ -87,6 +89,7 @@ class Start(NamedTuple):
     factor: Array
     growth: Array
     restarted: Array
+    between: Array
     search: "Search"
 
 
@@ -99,13 +102,15 @@ class _Curvature(NamedTuple):
     """What the Hessian at a point says.
 
     ``factor`` is a square root of its inverse, eigenvalues taken without their signs, and
-    ``inverse`` the inverse of that; ``positive`` whether it is positive definite.
+    ``inverse`` the inverse of that; ``flattest`` the smallest eigenvalue at unit diagonal, and
+    ``positive`` whether the Hessian is positive definite.
     """
 
     value: Array
     gradient: Array
     factor: Array
     inverse: Array
+    flattest: Array
     positive: Array
 
 
@@ -116,13 +121,16 @@ def _curvature(logdensity_fn: Callable[[Array], Array], position: Array) -> _Cur
     """
     (value, gradient), tangent = jax.linearize(jax.value_and_grad(logdensity_fn), position)
     rows = jax.vmap(lambda v: tangent(v)[1])(jnp.eye(position.size, dtype=position.dtype))
-    factor, inverse, positive = curvature_factor(0.5 * (rows + rows.T))
+    factor, inverse, flattest, positive = curvature_factor(0.5 * (rows + rows.T))
     positive &= all_finite(factor, inverse, value, gradient)
-    return _Curvature(value, gradient, factor, inverse, positive)
+    return _Curvature(value, gradient, factor, inverse, flattest, positive)
 
 
-def curvature_factor(hessian: Array) -> tuple[Array, Array, Array]:
-    """Square root of the inverse of the negative Hessian, its inverse, and whether it is one.
+def curvature_factor(hessian: Array) -> tuple[Array, Array, Array, Array]:
+    """Square root of the inverse of the negative Hessian, and how positive that is.
+
+    Returns the square root, its inverse, the smallest eigenvalue of the negative Hessian scaled to
+    a unit diagonal, and whether it counts as positive.
 
     Parameters
     ----------
@@ -139,7 +147,8 @@ def curvature_factor(hessian: Array) -> tuple[Array, Array, Array]:
     safe = jnp.maximum(jnp.abs(eigenvalues), jnp.where(positive, MIN_EIGENVALUE, MIN_STEEPNESS))
     factor = scale[:, None] * vectors / jnp.sqrt(safe)
     inverse = jnp.sqrt(safe)[:, None] * vectors.T / scale
-    return factor, inverse, positive & all_finite(factor, inverse)
+    flattest = jnp.where(jnp.all(diagonal > 0), eigenvalues[0], -jnp.abs(eigenvalues[0]))
+    return factor, inverse, flattest, positive & all_finite(factor, inverse)
 
 
 class Search(NamedTuple):
@@ -155,7 +164,9 @@ class Search(NamedTuple):
         Factor of the inverse curvature there, and the inverse of the factor, both ``[dimension,
         dimension]``, or ``[dimension]`` for an estimated diagonal.
     curved
-        Whether the Hessian there is positive definite.
+        Whether the negative Hessian there is positive definite.
+    flattest
+        Its smallest eigenvalue at unit diagonal; NaN where the Hessian is not computed.
     decrement
         Squared length of the Newton step that is left there.
     found
@@ -174,6 +185,7 @@ class Search(NamedTuple):
     frame: Array
     inverse: Array
     curved: Array
+    flattest: Array
     decrement: Array
     found: Array
     converged: Array
@@ -195,6 +207,7 @@ class Search(NamedTuple):
             frame=frame,
             inverse=frame,
             curved=jnp.asarray(False),
+            flattest=zero,
             decrement=zero,
             found=no,
             converged=no,
@@ -237,6 +250,7 @@ def _dense_search(logdensity_fn: Callable[[Array], Array], positions: Array) -> 
             jnp.where(sound, curvature.factor, frame),
             jnp.where(sound, curvature.inverse, search.inverse),
             curvature.positive,
+            curvature.flattest,
             decrement,
             usable & (near | (jnp.arange(num_chains) == best)),
             minima.converged,
@@ -300,6 +314,7 @@ def _diagonal_search(logdensity_fn: Callable[[Array], Array], positions: Array) 
         frame=1.0 / steepness,
         inverse=steepness,
         curved=jnp.any(found),
+        flattest=jnp.full((), jnp.nan, positions.dtype),
         decrement=flatness[best] ** 2,
         found=found,
         converged=minima.converged,
@@ -357,16 +372,17 @@ def laplace_start(
         starts = centres + jnp.where(found[:, None], rays, 0.0)
     mode = jnp.where(usable, search.ends[best], jnp.mean(positions, axis=0))
     lengths = jnp.asarray(PROBES, positions.dtype)[:, None, None]
-    probes = jnp.concatenate([starts[None], mode + lengths[1:] * rays])
+    halfway = 0.5 * (search.ends + mode)
+    probes = jnp.concatenate([starts[None], mode + lengths[1:] * rays, halfway[None]])
     # Mapped over both axes: merged into one, chains would no longer lie on their devices.
     values, gradients = jax.vmap(jax.vmap(jax.value_and_grad(logdensity_fn)))(probes)
     inside = jnp.isfinite(values[0])
     starts = jnp.where(inside[:, None], starts, centres)
     pulled = gradients @ factor if factor.ndim == 2 else gradients * factor
-    norms = jnp.linalg.norm(pulled, axis=2)
+    norms = jnp.linalg.norm(pulled[:-1], axis=2)
     powers = jnp.log2(norms[-1] / norms[-2]) / np.log2(PROBES[-1] / PROBES[-2])
     growth = jnp.median(jnp.where(jnp.isfinite(powers), powers, jnp.inf))
-    # The probes, and the first gradient of every chain.
-    evaluations = search.num_evaluations + num_chains * (len(PROBES) + 1)
+    # The probes, the points halfway, and the first gradient of every chain.
+    evaluations = search.num_evaluations + num_chains * (len(PROBES) + 2)
     search = search._replace(num_evaluations=evaluations)
-    return Start(starts, mode, factor, growth, restarted, search)
+    return Start(starts, mode, factor, growth, restarted, values[-1], search)

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.tree_util import Partial
 
 from langevin_ppl import run
-from langevin_ppl.base import Array, GradientEstimator, PRNGKey
+from langevin_ppl.base import Array, GradientEstimator, PRNGKey, percent
 from langevin_ppl.compilation import ONCE, QUICK, ahead
 from langevin_ppl.devices import CHAIN, place, to_host
 from langevin_ppl.gradients import (
@@ -53,9 +53,10 @@ from langevin_ppl.warmup.choose import (
     scaled,
     stiffness,
 )
+from langevin_ppl.warmup.ends import End, Ends
 from langevin_ppl.warmup.noise import Noise, measure_rows
-from langevin_ppl.warmup.report import why_no_mode
-from langevin_ppl.warmup.start import DENSE_LIMIT, Search
+from langevin_ppl.warmup.report import describe_ends, why_no_mode
+from langevin_ppl.warmup.start import DENSE_LIMIT
 from langevin_ppl.warmup.traits import parameters_of
 from langevin_ppl.warmup.tune import Request, Tuned, check_valid, finding
 
@@ -85,7 +86,7 @@ class Ready(NamedTuple):
 
     Attributes
     ----------
-    plan, parameters, probe, notes, doubts
+    plan, parameters, probe, notes, doubts, ends
         As in `Tuned`.
     choice
         Estimator and step size.
@@ -102,6 +103,7 @@ class Ready(NamedTuple):
     probe: run.Probe
     notes: dict[str, Any]
     doubts: tuple[str, ...]
+    ends: Ends
     choice: Choice
     positions: Array
     mode: Mode | None
@@ -133,11 +135,12 @@ def set_by_noise(start_keys: PRNGKey, request: Request, reader: Reader) -> Ready
     needs_centre = isinstance(spec, ControlVariates) and spec.centre is None
     tunes = _tuned(request)
     search = request.num_warmup > 0 or needs_centre
-    positions, mode, notes, doubts = _start(start_keys, request, plan, reader, search=search)
+    begin = _start(start_keys, request, plan, reader, search=search)
+    positions, mode, notes, doubts, ends = begin
     if mode is None and needs_centre:
         if not spec.fallback:
             raise ValueError(
-                f"control_variates: no mode to centre them at. {notes['mode_search']} Use "
+                f"control_variates: no mode to centre them at ({notes['mode_search']}) Use "
                 "langevin_ppl.svrg or langevin_ppl.minibatch, or pass centre=."
             )
         spec = minibatch(spec.batch_size, seed=spec.seed)
@@ -168,7 +171,7 @@ def set_by_noise(start_keys: PRNGKey, request: Request, reader: Reader) -> Ready
     notes["adaptation"] = "gradient noise" if tunes else "none"
     notes |= choice.notes
     positions = place(positions, request.mesh, CHAIN)
-    return Ready(plan, parameters, probe, notes, doubts, choice, positions, mode, thinning)
+    return Ready(plan, parameters, probe, notes, doubts, ends, choice, positions, mode, thinning)
 
 
 def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
@@ -226,6 +229,7 @@ def by_noise(start_keys: PRNGKey, keys: PRNGKey, request: Request) -> Tuned:
         num_gradient_evaluations=len(keys) * (request.num_warmup * cost + 1),
         notes=ready.notes,
         doubts=ready.doubts,
+        ends=ready.ends,
         source=source,
         probe=ready.probe,
         estimator=ready.choice.name,
@@ -272,8 +276,8 @@ def _tuned(request: Request) -> frozenset[str]:
 
 def _start(
     start_keys: PRNGKey, request: Request, plan: run.Plan, reader: Reader, *, search: bool
-) -> tuple[Array, Mode | None, dict[str, Any], tuple[str, ...]]:
-    """Where chains start, the mode if there is one, and what to say of it."""
+) -> tuple[Array, Mode | None, dict[str, Any], tuple[str, ...], Ends]:
+    """Find where chains start, the mode if there is one, notes, doubts, and ends of searches."""
     target, layout = request.target, request.layout
     rows = some_rows(reader, layout.dimension)
     density = target.logdensity_fn
@@ -288,16 +292,18 @@ def _start(
     found = find(start_keys, density, data, **options)
     check_valid(request, found)
     if found.search is None:
-        return found.positions, None, {}, ()
+        return found.positions, None, {}, (), Ends()
     seen, positions = to_host((found.search, found.positions))
+    ends = Ends.of(seen)
     notes: dict[str, Any] = {"num_chains_at_best_mode": int(seen.found.sum())}
     ended = seen.converged & np.isfinite(seen.ended)
     # A search in many dimensions may run along a funnel to where the density is flat, and stop.
     keep = request.initial is not None or layout.dimension > DENSE_LIMIT
     elsewhere = np.where((ended & (not keep))[:, None], seen.ends, positions)
-    if not seen.found.any():
-        notes["mode_search"] = why_no_mode(seen)
-        return jnp.asarray(elsewhere), None, notes, ()
+    own = "at their own positions" if keep else "where their searches converged, if they did"
+    if ends.no_mode:
+        notes["mode_search"] = f"{describe_ends(ends, own)}. {why_no_mode(seen)}"
+        return jnp.asarray(elsewhere), None, notes, (), ends
     on_rows = target.batch_logdensity_fn if reader else _as_rows(target)
     best, frame = jnp.asarray(seen.ends[seen.best]), jnp.asarray(seen.frame)
     settled: Any
@@ -309,12 +315,15 @@ def _start(
         raise ValueError(target.explain(layout.unravel(settled.position)))
     if not (settled.curved and settled.decrement <= MAX_DECREMENT):
         part = "A mode on some of the rows is none on all of them: the" if rows else "The"
+        ends = ends._replace(kinds=(End.NO_MODE,) * len(ends.kinds))
         notes["mode_search"] = (
-            f"{part} search ended {np.sqrt(settled.decrement):.3g} standard deviations away from a "
-            "mode."
+            f"{describe_ends(ends, own)}. {part} search ended {np.sqrt(settled.decrement):.3g} "
+            "standard deviations away from a mode."
         )
-        return jnp.asarray(elsewhere), None, notes, ()
-    notes["mode_search"], doubts = _said_of(seen, ended)
+        return jnp.asarray(elsewhere), None, notes, (), ends
+    given = request.initial is not None
+    notes["mode_search"] = describe_ends(ends, f"at the {'positions given' if given else 'mode'}")
+    doubts = _doubts_of(ends, layout.dimension)
     share = sum(r.indices.shape[0] / r.size for r in rows.values()) or 1.0
     passes = float(seen.num_evaluations) * share + float(settled.num_evaluations)
     mode = Mode(
@@ -325,10 +334,10 @@ def _start(
         float(settled.decrement),
         passes,
     )
-    if request.initial is not None:
-        return found.positions, mode, notes, doubts
-    normals = to_host(_normals(start_keys, layout))
-    return jnp.asarray(mode.position + scaled(normals, mode.factor)), mode, notes, doubts
+    if given:
+        return found.positions, mode, notes, doubts, ends
+    positions = mode.position + scaled(to_host(_normals(start_keys, layout)), mode.factor)
+    return jnp.asarray(positions), mode, notes, doubts, ends
 
 
 @functools.partial(jax.jit, static_argnums=1, compiler_options=ONCE)
@@ -341,20 +350,15 @@ def _normals(keys: PRNGKey, layout: Layout) -> Array:
     return jax.vmap(of_chain)(keys)
 
 
-def _said_of(seen: Search, ended: np.ndarray) -> tuple[str, tuple[str, ...]]:
-    """Say where the searches ended, and doubt what they found where another mode is likely."""
-    if seen.found.all():
-        return "all chains ended at one mode", ()
-    apart = np.flatnonzero(~seen.found).tolist()
-    note = f"chains {apart} ended elsewhere, and start at the best mode"
-    shifts, frame = (seen.ends - seen.ends[seen.best]).T, np.asarray(seen.frame)
-    z = np.linalg.solve(frame, shifts) if frame.ndim == 2 else shifts / frame[:, None]
-    far = np.sqrt(np.mean(np.square(z), axis=0)) > ELSEWHERE
-    if not (ended & far)[apart].any():
-        return note, ()
-    return note, (
-        f"The searches of chains {apart} ended elsewhere than at the best mode, about which all "
-        "chains start: there may be other modes, which they do not see.",
+def _doubts_of(ends: Ends, dimension: int) -> tuple[str, ...]:
+    """Doubt what the searches found where another mode is likely."""
+    far = ends.distances > ELSEWHERE * math.sqrt(dimension)
+    elsewhere = [chain for chain in ends.chains(End.EQUAL, End.LOWER) if far[chain]]
+    if not elsewhere:
+        return ()
+    return (
+        f"The searches of chains {elsewhere} ended elsewhere than at the best mode, about which "
+        "all chains start: there may be other modes, which they do not see.",
     )
 
 
@@ -441,7 +445,7 @@ def _rule(kernel: Any, given: Mapping[str, Any], choice: Choice, mode: Mode | No
     where += "" if mode is not None else "local curvature"
     return (
         f"gradient noise of at most {choice.noise.largest:.3g} {where}: predicted to raise the "
-        f"temperature by {100 * excess:.2g} % along its worst direction"
+        f"temperature by {percent(excess)} along its worst direction"
     )
 
 

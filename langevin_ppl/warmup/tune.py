@@ -21,6 +21,7 @@ from langevin_ppl.targets.leaves import Static
 from langevin_ppl.tree import Layout
 from langevin_ppl.warmup.adaptation import Adaptation, Schedule
 from langevin_ppl.warmup.begin import Begun, Found, begin, find, settle
+from langevin_ppl.warmup.ends import Ends
 from langevin_ppl.warmup.foreign import Adapted, adapt_chains
 from langevin_ppl.warmup.moments import LOW_RANK, MAX_ROWS
 from langevin_ppl.warmup.report import describe_start, describe_stuck, describe_tuning
@@ -129,6 +130,8 @@ class Tuned(NamedTuple):
         Facts for the attributes of the run.
     doubts
         Sentences on what went wrong: a run that has one is not called converged.
+    ends
+        How the searches for the mode ended; empty without a search.
     source
         The gradient estimator; None where it is the target's log density.
     probe
@@ -153,6 +156,7 @@ class Tuned(NamedTuple):
     num_gradient_evaluations: int | None
     notes: dict[str, Any]
     doubts: tuple[str, ...] = ()
+    ends: Ends = Ends()
     source: Any = None
     probe: run.Probe | None = None
     estimator: str = "exact"
@@ -427,12 +431,12 @@ def _by_stepping(
     chains, warmup, start = begun.chains, None, begun.start
     cost = traits(tuner).gradients_per_step
     evaluations = None if cost is None else keys.shape[0] * (request.num_warmup * cost + 1)
-    notes, doubts = {}, ()
+    notes, doubts, ends = {}, (), Ends()
     if start is not None:
         start = to_host(start)
         if evaluations is not None:
             evaluations += int(start.search.num_evaluations)
-        notes, doubts = describe_start(start)
+        notes, doubts, ends = describe_start(start)
         plan, notes["burn_in"] = _tamed(plan, start, request.given)
     if request.num_warmup > 0:
         warmup = run.advance(
@@ -478,6 +482,7 @@ def _by_stepping(
         num_gradient_evaluations=evaluations,
         notes=notes,
         doubts=doubts,
+        ends=ends,
         thinning=request.thinning or 1,
     )
 
