@@ -24,6 +24,7 @@ from langevin_ppl.convergence import Converged
 from langevin_ppl.findings import LIMITATIONS, Cure, Finding
 from langevin_ppl.trust import trust
 from langevin_ppl.verdict import verdict
+from langevin_ppl.warmup import End, Ends
 from tests.models import EFFECT, SIGMA, schools
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,10 +147,10 @@ def some_draws(*, shift=0.0, number=2000, diverging=0.0, lost=False, size=1.0):
     return Draws(positions, {"diverging": flags, "lp": np.full((4, number), size)}, None, True)
 
 
-def judged(draws, *, kernel=lp.ghmc, doubts=(), notes=None, source=None, **attributes):
+def judged(draws, *, kernel=lp.ghmc, doubts=(), notes=None, ends=Ends(), source=None, **attributes):
     """Verdict on draws, without a run."""
     plan = SimpleNamespace(algorithm=SimpleNamespace(value=kernel))
-    tuned = SimpleNamespace(plan=plan, doubts=doubts, notes=notes or {}, source=source)
+    tuned = SimpleNamespace(plan=plan, doubts=doubts, notes=notes or {}, ends=ends, source=source)
     known = {"exact": kernel.exact, "thinning": 1, "exact_doubtful": "", "gaussian_fit": ""}
     known |= attributes
     return verdict({"x": draws.positions}, tuned, draws, Converged(), known)
@@ -207,10 +208,10 @@ def test_the_gaussian_fit_is_read():
 
 def test_a_gradient_from_a_part_of_the_data_gets_cures_that_take_one():
     """A Metropolis test needs all the data, and BlackJAX's kernels do."""
-    notes = {"mode_search": "chains [1] ended elsewhere", "gaussian_fit": "poor"}
+    notes, ends = {"gaussian_fit": "poor"}, Ends((End.BEST, End.LOWER))
     apart = some_draws(shift=3.0)
-    whole = judged(apart, kernel=lp.ubu, notes=notes)["advice"]
-    part = judged(apart, kernel=lp.ubu, notes=notes, source="batches")["advice"]
+    whole = judged(apart, kernel=lp.ubu, notes=notes, ends=ends)["advice"]
+    part = judged(apart, kernel=lp.ubu, notes=notes, ends=ends, source="batches")["advice"]
     assert Cure.TEMPERING.value in whole and Cure.NUTS.value in whole
     assert Cure.REPLICA_EXCHANGE.value in part and "nuts" not in part
     lost = judged(some_draws(lost=True), kernel=lp.ubu, source="batches")["advice"]

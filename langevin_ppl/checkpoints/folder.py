@@ -25,7 +25,7 @@ from langevin_ppl.devices import known_to_all, to_host
 
 __all__ = ["EVERY", "Folder", "checked", "create", "reopen", "versions"]
 
-FORMAT = 1
+FORMAT = 2
 """Number of the format of the files."""
 
 EVERY = 60.0
