@@ -267,7 +267,7 @@ def test_another_format_is_refused_and_another_version_warns(kept):
     with pytest.warns(lp.CheckpointWarning, match=r"version 0\.0\.7 of library"):
         assert_same(idata, lp.resume(path, TARGET))
     edited(path, format=99)
-    with pytest.raises(lp.CheckpointError, match="format 99, and this version reads format 1"):
+    with pytest.raises(lp.CheckpointError, match="format 99, and this version reads format 2"):
         lp.resume(path, TARGET)
 
 

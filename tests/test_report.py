@@ -147,10 +147,12 @@ def some_draws(*, shift=0.0, number=2000, diverging=0.0, lost=False, size=1.0):
     return Draws(positions, {"diverging": flags, "lp": np.full((4, number), size)}, None, True)
 
 
-def judged(draws, *, kernel=lp.ghmc, doubts=(), notes=None, ends=Ends(), source=None, **attributes):
+def judged(draws, *, kernel=lp.ghmc, doubts=(), notes=None, ends=None, source=None, **attributes):
     """Verdict on draws, without a run."""
     plan = SimpleNamespace(algorithm=SimpleNamespace(value=kernel))
-    tuned = SimpleNamespace(plan=plan, doubts=doubts, notes=notes or {}, ends=ends, source=source)
+    tuned = SimpleNamespace(
+        plan=plan, doubts=doubts, notes=notes or {}, ends=ends or Ends(), source=source
+    )
     known = {"exact": kernel.exact, "thinning": 1, "exact_doubtful": "", "gaussian_fit": ""}
     known |= attributes
     return verdict({"x": draws.positions}, tuned, draws, Converged(), known)
