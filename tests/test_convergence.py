@@ -1,5 +1,6 @@
 """When draws are enough: what is examined, when a run stops, and what is said of it."""
 
+import tracemalloc
 import warnings
 
 import arviz as az
@@ -17,6 +18,8 @@ import langevin_ppl as lp
 from langevin_ppl.convergence import Convergence, as_blocks, judge, rule, summarise, watch
 from langevin_ppl.convergence.ranks import bulk_ess, rhat, split_chains
 from langevin_ppl.convergence.screen import screen
+from langevin_ppl.export import draw_blocks, variables
+from langevin_ppl.tree import Layout
 
 KEY = jax.random.key(4)
 
@@ -114,6 +117,64 @@ def test_the_screen_of_blocks_is_that_of_all_draws(monkeypatch, dtype):
     np.testing.assert_allclose(found.scores[:, usable], expected, rtol=1e-6, atol=1e-9)
     np.testing.assert_array_equal(found.changes, np.arange(7) != 3)
     np.testing.assert_array_equal(found.finite, np.arange(7) != 5)
+
+
+def test_blocks_of_a_model_are_judged_like_its_variables_in_memory(monkeypatch):
+    """Of 300 coordinates 64 are examined; both choose the same ones."""
+
+    def curves():
+        with numpyro.plate("row", 5):
+            z = numpyro.sample("z", dist.LogNormal(0.0, 1.0))
+        weights = jnp.sin(jnp.arange(1500.0)).reshape(3, 100, 5)
+        numpyro.deterministic("curve", jnp.tanh(weights) @ z)
+
+    target = lp.target(curves)
+    layout = Layout.of(target.prototype)
+    positions = draws(4, 600, 5).astype(np.float32)
+    positions[:, :, 2] = slow(positions[:, :, 2])
+    monkeypatch.setattr("langevin_ppl.export.BLOCK_BYTES", 70 * 4 * 305 * 4)
+    whole = variables(target, layout, positions)
+    at_once = target.constrain({"z": jnp.asarray(positions)}, batch_ndims=2)
+    for name, values in at_once.items():
+        np.testing.assert_allclose(whole[name], values, rtol=1e-5, atol=1e-6)
+    blocks = draw_blocks(target, layout, positions)
+    assert [b["curve"].shape[1] for b in blocks.read(3)] == [70, 70, 60]
+    for stride in (1, 3):
+        seen = rule._summarised(blocks, stride)
+        assert seen == rule._summarised(as_blocks(whole), stride)
+        assert min(seen.ess, seen.ess_squares) < 4 * 600 / stride / 2
+
+
+@pytest.mark.slow
+def test_a_run_takes_little_more_memory_than_its_result(monkeypatch, tmp_path):
+    """NumPy's own, of a large deterministic; with a store, of a part of the draws alone."""
+    for constant in ("BLOCK_BYTES", "STORED_BYTES"):
+        monkeypatch.setattr(f"langevin_ppl.export.{constant}", 2**19)
+    monkeypatch.setattr("langevin_ppl.convergence.blocks.BLOCK_BYTES", 2**19)
+
+    def line(x, y):
+        slope = numpyro.sample("slope", dist.Normal(0.0, 10.0))
+        numpyro.sample("y", dist.Normal(numpyro.deterministic("mu", x * slope), 1.0), obs=y)
+
+    x = jnp.linspace(-1.0, 1.0, 5000)
+    target = lp.target(line, x, jnp.sin(x))
+
+    def peak(number, **kept):
+        tracemalloc.start()
+        idata = lp.sample(KEY, target, num_samples=number, num_warmup=50, **kept)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert idata["posterior"]["mu"].shape == (4, number, 5000)
+        return most / idata["posterior"].nbytes
+
+    def folder(name):
+        return {"checkpoint": tmp_path / name, "store": tmp_path / f"{name}.zarr"}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lp.ConvergenceWarning)
+        lp.sample(KEY, target, num_samples=20, num_warmup=50, **folder("compiles"))
+        assert peak(300) < 1.5
+        assert peak(300, **folder("measured")) < 0.5
 
 
 def test_few_coordinates_are_all_examined():

@@ -128,6 +128,12 @@ own lengths. NUTS and HMCECS of NumPyro are stopped by what no user has, the tru
 
 Does a step know how many rows there are? The same chains with rows from a stream of memory maps,
 with all rows in memory, and in a plain Python loop over batches.""",
+    "memory": """## Memory
+
+What a run whose result is large adds to the memory of a process: a deterministic of 50,000 rows,
+in a model of two parameters. The rise is that of the peak resident size above the peak of a small
+run in the same process, imports and compilation included. With `store=` draws are written block by
+block, and the rise should not depend on their number.""",
     "kill_and_resume": """## Killed and resumed
 
 Runs that are killed at random moments and resumed, compared bit for bit with runs that were not. A
