@@ -58,7 +58,8 @@ def check_target(target: Any) -> None:
 
 def check_labels(target: Any) -> None:
     """Refuse dims and coords that fit no variable, before a run is spent on them."""
-    shapes, names, found = target.shapes, target.names, target.dims
+    shapes = {**target.constant_shapes, **target.shapes}
+    names, found = target.names, target.dims
     own = {variable: name for name, variable in names.items()}
     unknown = sorted(set(target.options.dims) - set(names) - set(own))
     if unknown:

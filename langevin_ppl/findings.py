@@ -10,7 +10,7 @@ class Finding(enum.Enum):
 
     WARM_UP = "warm-up reported a problem"
     NON_FINITE = "a chain became non-finite"
-    HEATED = "gradient noise inflates the posterior standard deviations"
+    INFLATED = "gradient noise inflates the posterior standard deviations"
     DISAGREEMENT = "R-hat is too large"
     FEW_DRAWS = "the effective sample size is too small"
     DIVERGENT = "proposals diverged"

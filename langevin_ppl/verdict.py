@@ -154,8 +154,8 @@ def verdict(
         all_data=tuned.source is None,
     )
     sentences = list(tuned.doubts)
-    if Finding.HEATED in found:
-        sentences.append(_heat(attributes))
+    if Finding.INFLATED in found:
+        sentences.append(_inflation(attributes))
     if Finding.NON_FINITE in found:
         sentences.append(f"A chain became non-finite. {_smaller_step(tuned.source is None)}")
     if shortage and Finding.NON_FINITE not in found:
@@ -188,7 +188,7 @@ def _findings(
     holds = {
         Finding.WARM_UP: bool(tuned.doubts),
         Finding.NON_FINITE: non_finite,
-        Finding.HEATED: too_hot(attributes),
+        Finding.INFLATED: too_hot(attributes),
         Finding.DISAGREEMENT: not (non_finite or seen.rhat <= rule.rhat),
         Finding.FEW_DRAWS: not (non_finite or min(seen.ess, seen.ess_squares) >= rule.ess),
         Finding.DIVERGENT: not non_finite and _diverged(kernel, draws, attributes["thinning"]),
@@ -228,8 +228,8 @@ def _smaller_step(all_data: bool) -> str:
     )
 
 
-def _heat(attributes: Mapping[str, Any]) -> str:
-    """Say by how much gradient noise raises the temperature."""
+def _inflation(attributes: Mapping[str, Any]) -> str:
+    """Say by how much gradient noise raises the effective temperature."""
     return (
         "Along the worst direction of the gradient noise the temperature is "
         f"{attributes['temperature_noisiest']:.3g} times that of the target, so that posterior "
@@ -297,7 +297,7 @@ def warn_of(kernel: Any, draws: Draws, attributes: Mapping[str, Any]) -> None:
     if not attributes["converged"]:
         warnings.warn(f"{name}: {attributes['advice']}", ConvergenceWarning, stacklevel=5)
     if too_hot(attributes):
-        warnings.warn(f"{name}: {_heat(attributes)}", BiasWarning, stacklevel=5)
+        warnings.warn(f"{name}: {_inflation(attributes)}", BiasWarning, stacklevel=5)
     lost = _lost_chains(draws.positions)
     if lost.any():
         message = _lost_message(name, draws, lost, attributes)

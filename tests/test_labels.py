@@ -200,6 +200,26 @@ def test_a_label_for_axes_of_several_lengths():
         sample(lp.target(model).replace(dims={"b": ["item"]}))
 
 
+def test_a_plate_may_have_the_name_of_an_index():
+    """``county`` is the plate, and the argument that says in which county a row is."""
+
+    def model(county, y=None):
+        with numpyro.plate("county", 3):
+            level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        with numpyro.plate("row", len(county)):
+            numpyro.sample("y", dist.Normal(level[county], 1.0), obs=y)
+
+    target = lp.target(model, jnp.array([0, 0, 1, 2]), y=jnp.zeros(4))
+    target = target.replace(coords={"county": list("abc")}, dims={"county": ["row"]})
+    idata = sample(target)
+    assert dims(idata, "level") == ("county",)
+    assert list(idata["posterior"]["county"].values) == list("abc")
+    assert idata["constant_data"]["county"].dims == ("row",)
+    assert idata.attrs["renamed_dims"] == "{}"
+    with pytest.raises(ValueError, match="dims of 'county': 'county'"):
+        sample(target.replace(dims={"county": ["county"]}, coords=None))
+
+
 @pytest.mark.parametrize("plate_first", [True, False])
 def test_a_plate_and_a_site_of_one_name(plate_first):
     def rows():

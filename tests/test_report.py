@@ -162,7 +162,7 @@ HOT = {"temperature_noisiest": 2.0, "temperature_error": 0.01}
 FAULTS = {
     Finding.WARM_UP: ({}, {"doubts": ("Stuck in warm-up.",)}),
     Finding.NON_FINITE: ({"lost": True}, {}),
-    Finding.HEATED: ({}, HOT),
+    Finding.INFLATED: ({}, HOT),
     Finding.DISAGREEMENT: ({"shift": 3.0}, {}),
     Finding.FEW_DRAWS: ({"number": 50}, {}),
     Finding.DIVERGENT: ({"diverging": 0.2}, {}),

@@ -128,7 +128,7 @@ class ModelTarget(BaseTarget):
         """Names of the arguments that are part of the program: those asked for, and those needed.
 
         The model is traced with its arrays as abstract data. Arguments whose values it needs then,
-        in ``np.isnan(x)``, ``int(n)`` or ``if x.sum() > 0``, become static by themselves. Other
+        in ``np.isnan(x)``, ``int(n)`` or ``if x.sum() > 0``, become static automatically. Other
         data in them are another program, which is compiled anew.
         """
         self._settle()
@@ -573,9 +573,13 @@ class ModelTarget(BaseTarget):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of latent and observed sites, deterministics and constant data."""
-        constant = {name: jnp.shape(value) for name, value in self.constant_data.items()}
-        return {**constant, **self.structure.shapes}
+        """Shapes of latent and observed sites and of deterministics."""
+        return self.structure.shapes
+
+    @property
+    def constant_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the constant data."""
+        return {name: jnp.shape(value) for name, value in self.constant_data.items()}
 
     @property
     def labels(self) -> dict[str, tuple[str | None, ...]]:

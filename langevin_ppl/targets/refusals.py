@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Checked(Messenger):
-    """Refuse what would fail without a word on why, or be missing from a trace.
+    """Refuse what would fail without a reason, or be missing from a trace.
 
     That is a name that two statements have, and a latent site without a support.
     """

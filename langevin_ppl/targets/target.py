@@ -141,8 +141,13 @@ class BaseTarget:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all variables of a DataTree, without chain and draw, by their own names."""
+        """Shapes of the variables of draws and observed data, by their own names."""
         raise NotImplementedError
+
+    @property
+    def constant_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the variables of constant data."""
+        return {}
 
     @property
     def labels(self) -> Mapping[str, Sequence[str | None]]:
@@ -152,23 +157,27 @@ class BaseTarget:
     @property
     def names(self) -> dict[str, str]:
         """Names of variables in a DataTree, by their own names in the model or position."""
-        return distinct_names(self.shapes)
+        return distinct_names([*self.shapes, *self.constant_shapes])
 
     @property
     def dims(self) -> dict[str, list[str]]:
         """Dimension names of all variables: the user's, else those of plates."""
-        shapes, names = self.shapes, self.names
+        names, found, sizes = self.names, {}, {}
         own = {variable: name for name, variable in names.items()}
         asked = {own.get(name, name): dims for name, dims in self.options.dims.items()}
         asked |= {name: dims for name, dims in self.options.dims.items() if name in names}
-        # The model's own labels come first: what the user asks for must not rename them.
-        ordered = sorted(names, key=lambda name: name in asked)
-        found = distinct_dims(
-            {names[n]: asked.get(n, self.labels.get(n, ())) for n in ordered},
-            {names[n]: shapes[n] for n in ordered},
-            set(own),
-            {},
-        )
+        labels = {names[name]: dims for name, dims in {**self.labels, **asked}.items()}
+        # In constant data a plate's name may be that of an index. Draws come first, and the model's
+        # own labels: what the user asks for must not rename them.
+        for shapes in (self.shapes, self.constant_shapes):
+            new = [name for name in shapes if names[name] not in found]
+            ordered = sorted(new, key=lambda name: name in asked)
+            found |= distinct_dims(
+                labels,
+                {names[name]: shapes[name] for name in ordered},
+                {names[name] for name in shapes},
+                sizes,
+            )
         return {name: found[names[name]] for name in names}
 
     @property
@@ -217,7 +226,7 @@ class BaseTarget:
         ----------
         static
             Names of model arguments that become part of the program. Those whose values the model
-            needs while it is traced do so by themselves; see ``target.static``.
+            needs while it is traced do so automatically; see ``target.static``.
         dims
             Dimension names of variables, ``{"beta": ["feature"]}``: those of the axes after
             ``chain`` and ``draw``.
@@ -262,7 +271,7 @@ class BaseTarget:
         raise NotImplementedError
 
     def _faults(self, position: Position) -> tuple[str, str]:
-        """Where a log density that is not finite comes from: after its value, and by itself."""
+        """Clause and sentence on where a log density that is not finite comes from."""
         return "", ""
 
     def explain(self, position: Position, *, given: bool = False) -> str:
@@ -313,7 +322,7 @@ class BaseTarget:
 
     @contextlib.contextmanager
     def advising(self) -> Iterator[None]:
-        """Advise forward mode where an error comes of the lack of a gradient by reverse mode."""
+        """Advise forward mode where an error is due to a missing reverse-mode gradient."""
         try:
             yield
         except Exception as error:
