@@ -139,12 +139,17 @@ def variables(target: Any, layout: Layout, positions: np.ndarray) -> dict[str, n
     Returns
     -------
     dict
-        Constrained sites and deterministics of a model, the leaves of a density's position (views
-        of the positions), each ``[chain, draw, ...]``.
+        Constrained sites and deterministics of a model, the leaves of a density's position, each
+        ``[chain, draw, ...]``. Where most values are the unconstrained ones, these are views of the
+        positions.
     """
+    known = _unconstrained(layout, positions)
     if not isinstance(target, ModelTarget):
-        return _unconstrained(layout, positions)
-    return draw_blocks(target, layout, positions).collect()
+        return known
+    views = {name: known[name] for name in target.structure.unbounded}
+    # Views keep all positions in memory, which has to be worth it.
+    worth = 2 * sum(view.nbytes for view in views.values()) >= positions.nbytes
+    return draw_blocks(target, layout, positions).collect(views if worth else {})
 
 
 def draw_blocks(target: Any, layout: Layout, positions: np.ndarray) -> DrawBlocks:

@@ -162,6 +162,29 @@ def test_names_and_shapes_that_a_tree_takes_only_with_care():
     lp.sample(KEY, target, num_samples=5, initial=idata, parameters=idata)
 
 
+@pytest.mark.parametrize("number", [1, 5])
+def test_draws_of_unbounded_sites_are_those_of_the_positions(number):
+    """Without a copy, unless that would keep a larger array in memory."""
+    import numpyro
+    import numpyro.distributions as dist
+
+    def model():
+        numpyro.sample("scale", dist.HalfNormal(1.0).expand([2]).to_event(1))
+        with numpyro.plate("group", number):
+            x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("twice", 2.0 * x)
+
+    settings = {"num_samples": 20, "num_warmup": 0, "step_size": 0.01}
+    target = lp.target(model)
+    idata = lp.sample(KEY, target, lp.mala, groups=["unconstrained_posterior"], **settings)
+    posterior, unconstrained = idata["posterior"], idata["unconstrained_posterior"]
+    expected = target.constrain({k: v.values for k, v in unconstrained.data_vars.items()}, 2)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(posterior[name].values, values)
+    shared = np.shares_memory(posterior["x"].values, unconstrained["x"].values)
+    assert shared == (number == 5)
+
+
 def test_thinning_raises_no_alarm():
     """Rare divergences are rare in thinned runs too, although a draw stands for many steps."""
     target = lp.target(schools, SIGMA, effect=EFFECT)

@@ -53,18 +53,20 @@ class DrawBlocks(NamedTuple):
                 for name, columns in self.columns.items()
             }
 
-    def collect(self) -> dict[str, np.ndarray]:
-        """All draws in memory, ``{name: [chain, draw, ...]}``."""
+    def collect(self, known: Mapping[str, np.ndarray] = MappingProxyType({})) -> dict[str, Any]:
+        """All draws in memory, ``{name: [chain, draw, ...]}``; known ones are taken as they are."""
         leading = self.num_chains, self.num_draws
         whole = {
-            name: np.empty((*leading, *form.shape), form.dtype)
+            name: known[name] if name in known else np.empty((*leading, *form.shape), form.dtype)
             for name, form in self.shapes.items()
         }
+        if set(whole) <= set(known):
+            return whole
         start = 0
         for block in self.read(1):
             end = start + next(iter(block.values())).shape[1]
-            for name, values in block.items():
-                whole[name][:, start:end] = values
+            for name in block.keys() - known.keys():
+                whole[name][:, start:end] = block[name]
             start = end
         return whole
 

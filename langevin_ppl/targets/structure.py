@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from numpyro import handlers
 from numpyro.distributions import Unit
-from numpyro.distributions.transforms import biject_to
+from numpyro.distributions.transforms import IdentityTransform, biject_to
 from numpyro.infer import init_to_uniform
 from numpyro.infer.util import helpful_support_errors
 from numpyro.util import _validate_model
@@ -45,6 +45,8 @@ class Structure(NamedTuple):
         Unconstrained latent sites, as ``jax.ShapeDtypeStruct``.
     layout
         Their places in the flat vector.
+    unbounded
+        Names of those whose values are the unconstrained ones.
     fixed
         Names of ``param`` and ``mutable`` sites, which are held at their initial values.
     parameters
@@ -74,6 +76,7 @@ class Structure(NamedTuple):
 
     prototype: dict[str, jax.ShapeDtypeStruct]
     layout: Layout
+    unbounded: frozenset[str]
     fixed: tuple[str, ...]
     parameters: tuple[str, ...]
     observed: tuple[str, ...]
@@ -323,9 +326,13 @@ def _structure(
     depths = [-f.dim for v in samples.values() for f in v["cond_indep_stack"] if f.dim is not None]
     _validate_model(trace, plate_warning="error" if enumerated else "loose")
     prototype: dict[str, jax.ShapeDtypeStruct] = {}
+    unbounded = set()
     for name, site in latent.items():
         with helpful_support_errors(site, raise_warnings=True):
-            value = biject_to(site["fn"].support).inv(site["value"])
+            transform = biject_to(site["fn"].support)
+        value = transform.inv(site["value"])
+        if isinstance(getattr(transform, "base_transform", transform), IdentityTransform):
+            unbounded.add(name)
         prototype[name] = jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
     positions = {id(array): index for index, array in enumerate(arrays)}
     deterministics = {k: v for k, v in trace.items() if v["type"] == "deterministic"}
@@ -333,6 +340,7 @@ def _structure(
     return Structure(
         prototype=prototype,
         layout=Layout.of(prototype),
+        unbounded=frozenset(unbounded),
         fixed=tuple(k for k, v in trace.items() if v["type"] in ("param", "mutable")),
         parameters=tuple(k for k, v in trace.items() if v["type"] == "param"),
         observed=tuple(observed),
