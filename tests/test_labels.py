@@ -216,6 +216,8 @@ def test_a_plate_may_have_the_name_of_an_index():
     assert list(idata["posterior"]["county"].values) == list("abc")
     assert idata["constant_data"]["county"].dims == ("row",)
     assert idata.attrs["renamed_dims"] == "{}"
+    with pytest.raises(ValueError, match="dims: no variable is called country"):
+        sample(target.replace(dims={"country": ["row"]}))
     with pytest.raises(ValueError, match="dims of 'county': 'county'"):
         sample(target.replace(dims={"county": ["county"]}, coords=None))
 

@@ -166,7 +166,8 @@ class BaseTarget:
         own = {variable: name for name, variable in names.items()}
         asked = {own.get(name, name): dims for name, dims in self.options.dims.items()}
         asked |= {name: dims for name, dims in self.options.dims.items() if name in names}
-        labels = {names[name]: dims for name, dims in {**self.labels, **asked}.items()}
+        given = {**self.labels, **asked}
+        labels = {names[name]: given[name] for name in names if name in given}
         # In constant data a plate's name may be that of an index. Draws come first, and the model's
         # own labels: what the user asks for must not rename them.
         for shapes in (self.shapes, self.constant_shapes):
