@@ -30,19 +30,21 @@ TOTAL, NUMBER = Y[SEEN].sum(), SEEN.sum()
 
 
 @pytest.mark.parametrize(
-    ("model", "name", "posterior", "tolerance"),
+    ("model", "name", "posterior"),
     [
-        (normal, "mean", norm(TOTAL / (NUMBER + 1), (NUMBER + 1) ** -0.5), 0.15),
-        (exponential, "rate", gamma(2 + NUMBER, scale=1 / (1 + TOTAL)), 0.15),
+        (normal, "mean", norm(TOTAL / (NUMBER + 1), (NUMBER + 1) ** -0.5)),
+        pytest.param(
+            *(exponential, "rate", gamma(2 + NUMBER, scale=1 / (1 + TOTAL))), marks=pytest.mark.slow
+        ),
     ],
 )
-def test_the_posterior_is_that_of_the_observed_rows(model, name, posterior, tolerance):
+def test_the_posterior_is_that_of_the_observed_rows(model, name, posterior):
     idata = lp.sample(jax.random.key(1), lp.target(model, Y, SEEN), num_samples=4000)
     draws = idata["posterior"][name].values
     assert idata.attrs["converged"] == 1
-    # Both with an ESS of at least 400, a standard error of 0.05 sd at most; 0.035 of the sd.
-    assert abs(draws.mean() - posterior.mean()) < tolerance * posterior.std() + 0.05
-    assert abs(draws.std() / posterior.std() - 1.0) < tolerance + 0.05
+    # With an ESS of at least 400, standard errors are at most 0.05 sd and 0.036 of the sd.
+    assert abs(draws.mean() - posterior.mean()) < 0.2 * posterior.std()
+    assert abs(draws.std() / posterior.std() - 1.0) < 0.15
     np.testing.assert_array_equal(idata["observed_data"]["y_observed"], Y)
     completed = idata["posterior"]["y"].values
     np.testing.assert_array_equal(completed[..., SEEN], np.broadcast_to(Y[SEEN], (4, 4000, 4)))

@@ -306,6 +306,7 @@ CALLS = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize("cure", list(Cure))
 def test_every_cure_can_be_taken(cure):
     CALLS[cure](cure)
