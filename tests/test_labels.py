@@ -236,6 +236,16 @@ def test_a_plate_and_a_site_of_one_name(plate_first):
         _ = lp.target(model).structure
 
 
+@pytest.mark.parametrize("second", [normal, lambda name: numpyro.deterministic(name, 1.0)])
+def test_two_statements_of_one_name(second):
+    def model():
+        normal("m")
+        second("m")
+
+    with pytest.raises(ValueError, match="'m' stands in a sample statement and in a"):
+        _ = lp.target(model).structure
+
+
 def test_a_subsampled_plate_of_two_sizes():
     def model():
         mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))

@@ -61,7 +61,7 @@ def vector():
 
 @pytest.fixture(scope="module")
 def runs():
-    """One run of every kind that reports attributes of its own."""
+    """One run of every kind that reports separate attributes."""
     return {
         "model": lp.sample(KEY, lp.target(schools, SIGMA, effect=EFFECT), **SHORT),
         "density": lp.sample(KEY, vector(), num_samples=2000),

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from numpyro import handlers
-from numpyro.distributions import MaskedDistribution, constraints
+from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import Predictive, init_to_uniform
 from numpyro.infer.util import constrain_fn, log_likelihood, potential_energy
@@ -23,6 +23,7 @@ from langevin_ppl.base import Array, Position, PRNGKey, Rows
 from langevin_ppl.targets.calls import Code
 from langevin_ppl.targets.leaves import Static
 from langevin_ppl.targets.plates import OnRows
+from langevin_ppl.targets.refusals import masked
 from langevin_ppl.tree import Layout
 
 __all__ = [
@@ -110,14 +111,12 @@ class _Redrawn(Messenger):
             msg["value"] = None
 
 
-def cell_mask(site: Any) -> Array | None:
+def _cell_mask(site: Any) -> Array | None:
     """Which cells of a site have a density, in the shape of its batch; None without a mask."""
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution):
-            return jnp.broadcast_to(jnp.asarray(fn._mask), site["fn"].batch_shape)
-        fn = fn.base_dist
-    return None
+    fn = masked(site["fn"])
+    if fn is None:
+        return None
+    return jnp.broadcast_to(jnp.asarray(fn._mask), site["fn"].batch_shape)
 
 
 class _ImputedSites(Messenger):
@@ -136,7 +135,7 @@ class _ImputedSites(Messenger):
         if msg["is_observed"]:
             self._observed.add(name)
         elif f"{name.removesuffix('_unobserved')}_observed" in self._observed:
-            mask = cell_mask(msg)
+            mask = _cell_mask(msg)
             if mask is not None:
                 self.found[name] = mask
 
@@ -224,7 +223,7 @@ def observed_values(
     trace = handlers.trace(seeded).get_trace(*args, **kwargs)
 
     def value(name: str) -> Array:
-        site, mask = trace[name], cell_mask(trace[name])
+        site, mask = trace[name], _cell_mask(trace[name])
         if mask is None or f"{name.removesuffix('_observed')}_unobserved" not in trace:
             return site["value"]
         shown = mask.reshape(*mask.shape, *(1,) * site["fn"].event_dim)

@@ -17,6 +17,7 @@ __all__ = [
     "explain_mask",
     "innermost",
     "mask_of_elements",
+    "masked",
     "refuse_in_plates",
     "refuse_latents",
 ]
@@ -39,9 +40,10 @@ class Checked(Messenger):
             return
         if kind == "sample" and not msg["is_observed"]:
             _check_support(name, msg["fn"])
-        earlier = self.statements.setdefault(name, (kind, args))
-        if earlier[1] is args:
+        if name not in self.statements:
+            self.statements[name] = kind, args
             return
+        earlier = self.statements[name]
         if earlier[0] != kind or kind in ("sample", "deterministic"):
             raise ValueError(
                 f"The name '{name}' stands in a {earlier[0]} statement and in a {kind} statement: "
@@ -197,10 +199,8 @@ def refuse_in_plates(
 
 def mask_of_elements(site: Mapping[str, Any]) -> str | None:
     """Say that a mask seems to be one of the elements of events; None where it does not."""
-    fn = site["fn"]
-    while hasattr(fn, "base_dist") and not isinstance(fn, MaskedDistribution):
-        fn = fn.base_dist
-    if not isinstance(fn, MaskedDistribution) or fn.event_dim == 0:
+    fn = masked(site["fn"])
+    if fn is None or fn.event_dim == 0:
         return None
     shape = jnp.shape(fn._mask)
     if shape[-fn.event_dim :] != fn.event_shape:
@@ -222,6 +222,13 @@ def explain_mask(error: Exception) -> str | None:
             if reason is not None:
                 return reason
     return None
+
+
+def masked(fn: Any) -> MaskedDistribution | None:
+    """Masked distribution inside the ones around it; None without one."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return fn if isinstance(fn, MaskedDistribution) else None
 
 
 def innermost(fn: Any) -> Any:
